@@ -1,0 +1,107 @@
+"""Grouped-query attention with rotary positions and a key-value cache.
+
+    q, k, v = x W_qkv ;  q, k rotated by position (arXiv 2104.09864) ;  y = softmax(q k^T / sqrt(head_dim) + mask) v W_o
+Query heads share key-value heads in groups (arXiv 2305.13245). The kernel is torch's scaled_dot_product_attention, which
+picks flash or memory-efficient attention by itself where they exist.
+
+Axes: B batch, S sequence, C cached context, H query heads, G key-value heads, A head width, D model dim.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat."""
+
+    cos_SA: Tensor
+    sin_SA: Tensor
+
+
+def rotary_angles(positions_S: Tensor, head_dim: int, theta: float) -> Rotation:
+    """Angles position * theta^(-2i/head_dim). Computed in fp32 for every forward, so no cast of the model loses them."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_S.device) / head_dim
+    angle_SA = torch.outer(positions_S.float(), theta**-exponent).repeat(1, 2)
+    return Rotation(angle_SA.cos(), angle_SA.sin())
+
+
+def rotate(x_BHSA: Tensor, rotation: Rotation) -> Tensor:
+    """Rotate the pairs (i, i + A/2) of each head by its position's angle."""
+    first, second = x_BHSA.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x_BHSA * rotation.cos_SA + turned * rotation.sin_SA).to(x_BHSA.dtype)
+
+
+class KeyValueCache:
+    """Keys and values of one layer's past tokens, in a buffer of fixed capacity that is written in place."""
+
+    def __init__(self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
+        self.keys_BGCA = like.new_zeros(batch, num_kv_heads, capacity, head_dim)
+        self.values_BGCA = torch.zeros_like(self.keys_BGCA)
+        self.length = 0
+
+    def append(self, keys_BGSA: Tensor, values_BGSA: Tensor) -> tuple[Tensor, Tensor]:
+        """Store S new tokens; returns all keys and values up to now. Raises ValueError past the capacity."""
+        end = self.length + keys_BGSA.shape[2]
+        if end > self.keys_BGCA.shape[2]:
+            raise ValueError(f"{end} tokens do not fit a cache of {self.keys_BGCA.shape[2]}")
+        self.keys_BGCA[:, :, self.length : end] = keys_BGSA
+        self.values_BGCA[:, :, self.length : end] = values_BGSA
+        self.length = end
+        return self.keys_BGCA[:, :, :end], self.values_BGCA[:, :, :end]
+
+
+class Attention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
+        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
+        self.out = nn.Linear(num_heads * self.head_dim, dim, bias=False)
+
+    def forward(
+        self, x_BSD: Tensor, rotation: Rotation, allowed_B1SC: Tensor | None, cache: KeyValueCache | None
+    ) -> Tensor:
+        """`allowed_B1SC` is True where a query may look; None means plain causal attention over the sequence itself."""
+        batch, length, _ = x_BSD.shape
+        heads_BSHA = self.qkv(x_BSD).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        q, k, v = heads_BSHA.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        causal = allowed_B1SC is None and length > 1
+        shared = self.num_kv_heads != self.num_heads
+        y_BHSA = scaled_dot_product_attention(q, k, v, attn_mask=allowed_B1SC, is_causal=causal, enable_gqa=shared)
+        return self.out(y_BHSA.transpose(1, 2).reshape(batch, length, -1))
+
+
+def allowed_pairs(
+    batch: int,
+    past: int,
+    length: int,
+    *,
+    real_BC: Tensor | None,
+    document_BS: Tensor | None,
+    device: torch.device,
+) -> Tensor | None:
+    """Which of the `past + length` keys each of the last `length` positions may see, as bool [B, 1, S, C] or None.
+
+    None stands for "causal and nothing else" (no cache in front, no padding, no document borders), which the kernel
+    knows without a mask. `real_BC` is False at padding; `document_BS` numbers the documents of a packed sequence.
+    A query always sees itself, so that a row of padding stays finite.
+    """
+    context = past + length
+    if real_BC is None and document_BS is None and (past == 0 or length == 1):
+        return None
+    query_S1 = torch.arange(past, context, device=device)[:, None]
+    key_C = torch.arange(context, device=device)
+    allowed = (key_C <= query_S1).expand(batch, 1, length, context)
+    if real_BC is not None:
+        allowed = allowed & (real_BC[:, None, None, :].bool() | (key_C == query_S1))
+    if document_BS is not None:
+        allowed = allowed & (document_BS[:, None, :, None] == document_BS[:, None, None, :])
+    return allowed

@@ -1,0 +1,1 @@
+"""Exchange with Hugging Face transformers; the only place that knows its names."""
