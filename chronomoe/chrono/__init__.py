@@ -1,0 +1,1 @@
+"""The controller: pure tensors (layers x experts). Only `callback.py` knows Lightning."""

@@ -1,0 +1,122 @@
+"""The Chronovisor's place in Lightning: once per optimizer step, after all micro-batches, before the weights move.
+
+| hook | what happens |
+|---|---|
+| on_fit_start | the controller moves to the model's device; a resumed run's record is read back |
+| on_before_optimizer_step | sensor -> observation (one all-reduce) -> law -> field -> model buffers; metrics on the device |
+| on_save_checkpoint / state_dict | controller, clocks, idle counters, MaxVio history |
+
+Evaluation has no hook here: it never ticks, counts or steers. The keys of `metrics()`:
+
+| key | meaning (mean over layers unless said) |
+|---|---|
+| router/max_vio, router/max_vio_worst | max load / mean load - 1; worst is the maximum over layers |
+| router/min_vio, router/load_cv, router/load_entropy, router/dead_expert_frac | see chrono/metrics.py |
+| router/layer_NN/max_vio, router/layer_NN/load_entropy | per layer |
+| chrono/coherence, chrono/coherence_change, chrono/gate | the law's sensor and gate |
+| chrono/pressure, chrono/lens, chrono/bias, chrono/log_temperature | root mean square over layers and experts, logits |
+| chrono/bias_max | largest absolute bias, logits |
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from chronomoe.chrono import metrics
+from chronomoe.chrono.controller import Chronovisor
+from chronomoe.chrono.laws.law import Field, Signals
+from chronomoe.chrono.observation import Observation, gather_and_clear
+from chronomoe.chrono.record import RoutingRecord
+from chronomoe.model.lm import LanguageModel
+
+
+class ChronovisorCallback(L.Callback):
+    """Watches and steers `model`; its `record` is saved to `record_path` by whoever ends the run."""
+
+    def __init__(self, controller: Chronovisor, model: LanguageModel, *, max_steps: int, record_path: Path) -> None:
+        self.controller, self.model, self.record_path = controller, model, record_path
+        self.record = RoutingRecord()
+        self.idle_steps_LE = torch.zeros(model.expert_bias_LE.shape, dtype=torch.int64)
+        self.max_vio_history = torch.full((max_steps,), float("nan"))
+        self._last: tuple[Observation, Field] | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        device = self.model.expert_bias_LE.device
+        self.controller.to(device)
+        self.idle_steps_LE, self.max_vio_history = self.idle_steps_LE.to(device), self.max_vio_history.to(device)
+        self.record = RoutingRecord.load(self.record_path, last_step=self.controller.step_count)
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        observation = gather_and_clear(self.model.routing_2LE)
+        field = self.controller.tick(observation)
+        self.model.expert_bias_LE.copy_(field.bias_LE)
+        self.model.log_temperature_LE.copy_(field.log_temperature_LE)
+        counts_LE = observation.tokens_per_expert_LE
+        self.idle_steps_LE = metrics.count_idle_steps(self.idle_steps_LE, counts_LE)
+        step = self.controller.step_count
+        if step <= len(self.max_vio_history):
+            self.max_vio_history[step - 1] = metrics.max_vio(counts_LE).mean()
+        self.record.append(step, counts_LE, field, self.controller.signals)
+        self._last = observation, field
+
+    def metrics(self) -> dict[str, Tensor]:
+        """The step's metrics as scalars on the device; see the table above. Empty before the first step."""
+        if self._last is None:
+            return {}
+        observation, field = self._last
+        dead = metrics.dead_expert_frac(self.idle_steps_LE, self.controller.settings.dead_after_steps)
+        return load_metrics(observation.tokens_per_expert_LE, dead) | control_metrics(field, self.controller.signals)
+
+    def longest_idle_steps(self) -> Tensor:
+        """Optimizer steps the most neglected expert has been without a token, a scalar on the device."""
+        return self.idle_steps_LE.max()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "controller": self.controller.state_dict(),
+            "idle_steps_LE": self.idle_steps_LE,
+            "max_vio_history": self.max_vio_history,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.controller.load_state_dict(state_dict["controller"])
+        self.idle_steps_LE = state_dict["idle_steps_LE"]
+        known = min(len(self.max_vio_history), len(state_dict["max_vio_history"]))
+        self.max_vio_history[:known] = state_dict["max_vio_history"][:known]
+
+
+def load_metrics(counts_LE: Tensor, dead_expert_frac_L: Tensor) -> dict[str, Tensor]:
+    max_vio_L, entropy_L = metrics.max_vio(counts_LE), metrics.load_entropy(counts_LE)
+    values = {
+        "router/max_vio": max_vio_L.mean(),
+        "router/max_vio_worst": max_vio_L.max(),
+        "router/min_vio": metrics.min_vio(counts_LE).mean(),
+        "router/load_cv": metrics.load_cv(counts_LE).mean(),
+        "router/load_entropy": entropy_L.mean(),
+        "router/dead_expert_frac": dead_expert_frac_L.mean(),
+    }
+    for layer, (vio, entropy) in enumerate(zip(max_vio_L, entropy_L, strict=True)):
+        values |= {f"router/layer_{layer:02d}/max_vio": vio, f"router/layer_{layer:02d}/load_entropy": entropy}
+    return values
+
+
+def control_metrics(field: Field, signals: Signals) -> dict[str, Tensor]:
+    values = {
+        "chrono/bias": root_mean_square(field.bias_LE),
+        "chrono/bias_max": field.bias_LE.abs().max(),
+        "chrono/log_temperature": root_mean_square(field.log_temperature_LE),
+    }
+    values |= {f"chrono/{name[:-2]}": signal_L.mean() for name, signal_L in signals.items() if name.endswith("_L")}
+    return values | {f"chrono/{n[:-3]}": root_mean_square(x_LE) for n, x_LE in signals.items() if n.endswith("_LE")}
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    return x.square().mean().sqrt()

@@ -1,0 +1,51 @@
+"""The Chronovisor: holds a law's state, counts ticks, turns observations into fields.
+
+It is deterministic: the same observations give the same fields, on every rank and after every resume.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from chronomoe.chrono.clocks import ClockSettings, strike
+from chronomoe.chrono.laws import LAWS
+from chronomoe.chrono.laws.law import ChronoSettings, ControlSettings, Field, Signals, State
+from chronomoe.chrono.observation import Observation
+
+EVERY_STEP = ClockSettings(micro_period=1, macro_period=1)
+
+
+class Chronovisor:
+    def __init__(self, settings: ChronoSettings, num_layers: int, num_experts: int, seed: int = 0) -> None:
+        self.settings = settings
+        self.law = LAWS[settings.law]
+        self.clocks = settings.clocks if isinstance(settings, ControlSettings) else EVERY_STEP
+        self.step_count = 0
+        generator = torch.Generator().manual_seed(seed)
+        self.state: State = self.law.start(num_layers, num_experts, settings, generator)
+        self.signals: Signals = {}
+
+    def tick(self, observation: Observation) -> Field:
+        """One optimizer step has been observed; returns the field for the next. Nothing here waits for a device."""
+        self.step_count += 1
+        ticks = strike(self.step_count, self.clocks)
+        self.state, field, signals = self.law.step(self.state, observation, ticks, self.settings)
+        self.signals |= signals  # what a slow clock last said stays readable between its strikes
+        return field
+
+    def to(self, device: torch.device) -> None:
+        self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
+        self.signals = {name: tensor.to(device) for name, tensor in self.signals.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step_count": self.step_count, "state": dict(self.state), "signals": dict(self.signals)}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Raises ValueError if the saved state is another law's."""
+        if saved["state"].keys() != self.state.keys():
+            raise ValueError(f"controller state {sorted(saved['state'])} does not fit chrono.law={self.settings.law}")
+        self.step_count = saved["step_count"]
+        self.state = {name: saved["state"][name].to(tensor) for name, tensor in self.state.items()}
+        self.signals = dict(saved["signals"])

@@ -1,0 +1,105 @@
+"""The Chronovisor law: proportional pressure, and a lens that integrates what pressure leaves behind.
+
+    error    e = 1 - E * share                    share from a leaky memory of the load; 0 is fair, 1 an idle expert
+    micro    P = clip(e, -1, 1)
+    macro    C = coherence(share), g = sigmoid(dC / rms dC);  v <- bound((1 - leak) v + gamma g clip(e, -1, 1)), mean_e v = 0
+    field    bias = pressure_scale P + v
+The gate integrates faster while coherence rises (with the entropy measure: while load concentrates) and slower while it
+falls, measured against the size its changes usually have. Proportional action alone leaves a steady error; the lens removes
+it, as the integral of a PI controller does, and the bound keeps it from winding up.
+
+Axes: L MoE layers, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from chronomoe.chrono import temperature
+from chronomoe.chrono.clocks import Ticks
+from chronomoe.chrono.coherence import MEASURES
+from chronomoe.chrono.laws.law import ControlSettings, Field, Law, Signals, State, neutral, scheduled_pressure
+from chronomoe.chrono.observation import Observation, remember, share
+from chronomoe.settings import setting
+
+CHANGE_MEMORY = 0.9
+"""Share of the mean square coherence change kept per macro tick (half-life 6.6 macro ticks)."""
+
+
+@dataclass(kw_only=True)
+class ChronovisorSettings(ControlSettings):
+    gamma: float = setting(low=0.0)
+    """Gain of the lens per macro tick, in logits; 0 leaves proportional action alone."""
+    leak: float = setting(low=0.0, high=1.0)
+    """Part of the lens that fades at each macro tick."""
+    lens_bound: float = setting(low=0.0)
+    """Largest absolute lens, in logits (anti-windup)."""
+    lens: str = setting("per_layer", choices=["per_layer", "global"])
+    """One lens for each layer, or one for all, fed by their mean error."""
+    coherence: str = setting("entropy", choices=list(MEASURES))
+    """What opens the gate of the lens when it rises."""
+
+
+def start(num_layers: int, num_experts: int, settings: ChronovisorSettings, generator: torch.Generator) -> State:
+    shape = (num_layers, num_experts)
+    state = {"usage_LE": torch.zeros(shape, dtype=torch.float64)}
+    state |= {"pressure_LE": torch.zeros(shape), "lens_LE": torch.zeros(shape)}
+    state |= {"coherence_L": torch.zeros(num_layers), "change_power_L": torch.zeros(num_layers)}
+    if settings.coherence == "stability":
+        state["previous_share_LE"] = torch.full(shape, 1.0 / num_experts)
+    return state | temperature.start(num_layers, num_experts, settings.temperature)
+
+
+def bounded(lens_LE: Tensor, bound: float) -> Tensor:
+    """Centre over experts, then shrink a layer's lens as a whole if it exceeds the bound, so that it stays centred."""
+    centred_LE = lens_LE - lens_LE.mean(dim=-1, keepdim=True)
+    largest_L1 = centred_LE.abs().amax(dim=-1, keepdim=True)
+    return centred_LE * (bound / largest_L1.clamp(min=1e-12)).clamp(max=1.0)
+
+
+def open_gate(state: State, share_LE: Tensor, settings: ChronovisorSettings) -> tuple[State, Tensor, Tensor]:
+    """State after a macro reading of coherence, its change [L], and the gate in (0, 1) [L] that the change asks for."""
+    now_L = MEASURES[settings.coherence](share_LE, state.get("previous_share_LE", share_LE))
+    change_L = now_L - state["coherence_L"]
+    power_L = CHANGE_MEMORY * state["change_power_L"] + (1.0 - CHANGE_MEMORY) * change_L.square()
+    gate_L = torch.sigmoid(change_L / power_L.sqrt().clamp(min=1e-12))
+    read = {"coherence_L": now_L, "change_power_L": power_L}
+    return read | ({"previous_share_LE": share_LE} if "previous_share_LE" in state else {}), change_L, gate_L
+
+
+def integrate(lens_LE: Tensor, error_LE: Tensor, gate_L: Tensor, settings: ChronovisorSettings) -> Tensor:
+    """One macro tick of the lens. A global lens sees the layers' mean error through their mean gate."""
+    drive_LE = settings.gamma * gate_L[:, None] * error_LE
+    if settings.lens == "global":
+        drive_LE = settings.gamma * gate_L.mean() * error_LE.mean(dim=0).expand_as(error_LE)
+    return bounded((1.0 - settings.leak) * lens_LE + drive_LE, settings.lens_bound)
+
+
+def step(
+    state: State, observation: Observation, ticks: Ticks, settings: ChronovisorSettings
+) -> tuple[State, Field, Signals]:
+    state = dict(state)
+    state["usage_LE"] = remember(state["usage_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
+    share_LE = share(state["usage_LE"])
+    error_LE = (1.0 - share_LE.shape[-1] * share_LE).clamp(-1.0, 1.0)
+    active = ticks.step > settings.start_step
+    signals: Signals = {}
+    if ticks.micro:
+        state["pressure_LE"] = error_LE
+    if ticks.macro:
+        read, change_L, gate_L = open_gate(state, share_LE, settings)
+        state |= read
+        signals = {"coherence_change_L": change_L, "gate_L": gate_L}
+        if active:
+            state["lens_LE"] = integrate(state["lens_LE"], error_LE, gate_L, settings)
+    state |= temperature.step(state, share_LE, state["coherence_L"].mean(), ticks, settings.temperature)
+    pressure_LE = scheduled_pressure(state["pressure_LE"], ticks, settings)
+    field = Field(pressure_LE + state["lens_LE"], temperature.log_temperature(state, share_LE))
+    signals |= {"pressure_LE": pressure_LE, "lens_LE": state["lens_LE"], "coherence_L": state["coherence_L"]}
+    return state, field if active else neutral(share_LE), signals
+
+
+LAW = Law(ChronovisorSettings, start, step)
