@@ -17,6 +17,10 @@ class InputError(ValueError):
     """The user's input is wrong. The message is one line: the key or file, the fault, and the way out."""
 
 
+class RunFailed(RuntimeError):
+    """A run ended by itself for a known reason. The message is one line."""
+
+
 def setting(
     default: Any = MISSING,
     *,

@@ -1,0 +1,244 @@
+"""The schema of every config group, registered once, and the checks no single field can make.
+
+The table of contents of the project: one line of `TrainConfig` per room. Values live in `configs/`, one folder a group.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from chronomoe.chrono.clocks import ClockSettings
+from chronomoe.chrono.laws import LAWS
+from chronomoe.chrono.laws.law import ChronoSettings, ControlSettings
+from chronomoe.chrono.temperature import TemperatureSettings
+from chronomoe.data.settings import DataSettings
+from chronomoe.model.settings import ModelSettings, RouterSettings
+from chronomoe.settings import InputError, setting
+from chronomoe.training.settings import LoggerSettings, OptimSettings, TrainerSettings
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    model: ModelSettings = MISSING
+    router: RouterSettings = MISSING
+    chrono: ChronoSettings = MISSING
+    data: DataSettings = MISSING
+    optim: OptimSettings = MISSING
+    trainer: TrainerSettings = MISSING
+    logger: LoggerSettings = MISSING
+    seed: int = setting(0, low=0)
+    """Of the initial weights and the data order; same seed, same run."""
+    ckpt_path: str | None = setting(None)
+    """A checkpoint to start from, or `last` to go on where this run (or the newest run of this config) stopped."""
+
+
+SCHEMAS: dict[str, type] = {
+    "model": ModelSettings,
+    "router": RouterSettings,
+    "chrono/clocks": ClockSettings,
+    "chrono/temperature": TemperatureSettings,
+    "data": DataSettings,
+    "optim": OptimSettings,
+    "trainer": TrainerSettings,
+    "logger": LoggerSettings,
+}
+"""group -> schema, registered as `base_<group>`; each law registers its own as `chrono/base_<law>`."""
+
+
+def register() -> None:
+    """Make the schemas known to Hydra; the YAML files in `configs/` start from them."""
+    store = ConfigStore.instance()
+    store.store(name="base_train", node=TrainConfig)
+    for group, schema in SCHEMAS.items():
+        store.store(group=group, name=f"base_{group.split('/')[-1]}", node=schema)
+    for name, law in LAWS.items():
+        store.store(group="chrono", name=f"base_{name}", node=law.settings)
+
+
+def parse(cfg: DictConfig) -> TrainConfig:
+    """Check a composed config completely and return it as plain dataclasses. Raises InputError, naming the key."""
+    check_keys(cfg)
+    try:
+        config = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        missing = OmegaConf.missing_keys(cfg)
+        if missing:
+            raise InputError(f"{sorted(missing)[0]} must be set: add {sorted(missing)[0]}=… to the command") from None
+        raise InputError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    assert isinstance(config, TrainConfig)
+    for key, value, field in walk(config):
+        check_range(key, value, field)
+    check_together(config)
+    return config
+
+
+def load_config(path: Path) -> TrainConfig:
+    """Read back a run's `config.yaml`. Raises InputError if it is missing or fits no schema."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; give the folder of a run")
+    try:
+        saved = OmegaConf.load(path)
+        groups = {name: schema for name, schema in SCHEMAS.items() if "/" not in name}
+        groups["chrono"] = LAWS[saved.chrono.law].settings
+        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), groups, saved)
+    except (OmegaConfBaseException, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is no config of this version: {str(error).splitlines()[0]}") from None
+    assert isinstance(merged, DictConfig)
+    return parse(merged)
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Twelve hex digits that identify a run: everything that shapes it, not where it resumes from or what watches it."""
+    resolved = dataclasses.asdict(config)
+    del resolved["ckpt_path"], resolved["logger"]
+    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """(dotted key, value, field) of every leaf setting."""
+    for field in dataclasses.fields(node):
+        value, key = getattr(node, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            yield from walk(value, key + ".")
+        else:
+            yield key, value, field
+
+
+def known_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key the schemas of this composed config have, leaves and branches."""
+    for field in dataclasses.fields(OmegaConf.get_type(cfg) or object):  # type: ignore[arg-type]
+        yield prefix + field.name
+        child = cfg._get_node(field.name)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            yield from known_keys(child, f"{prefix}{field.name}.")
+
+
+def all_keys() -> list[str]:
+    """Every dotted key of every schema and every law."""
+    keys = {field.name for field in dataclasses.fields(TrainConfig)}
+    branches = [(group.replace("/", ".") + ".", schema) for group, schema in SCHEMAS.items()]
+    branches += [("chrono.", law.settings) for law in LAWS.values()]
+    for prefix, schema in branches:
+        keys |= {prefix + field.name for field in dataclasses.fields(schema)}
+    return sorted(keys)
+
+
+def check_keys(cfg: DictConfig, prefix: str = "", root: DictConfig | None = None) -> None:
+    """Refuse keys no schema has. Hydra itself lets them in after `+` and `++`."""
+    root = cfg if root is None else root
+    names = {field.name for field in dataclasses.fields(OmegaConf.get_type(cfg))}  # type: ignore[arg-type]
+    for name in cfg:
+        if name not in names:
+            raise InputError(unknown_key(f"{prefix}{name}", list(known_keys(root))))
+        child = cfg._get_node(name)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            check_keys(child, f"{prefix}{name}.", root)
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """The message for a key that does not exist: the nearest right one, or the siblings there are."""
+    if key in known:
+        laws = [name for name, law in LAWS.items() if key.split(".")[-1] in {f.name for f in dataclasses.fields(law.settings)}]
+        return f"'{key}' is no setting of the chosen law; these laws have it: {', '.join(laws)}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
+    if near or same_name:
+        return f"unknown key '{key}': did you mean '{(same_name or near)[0]}'?"
+    parent = key.rpartition(".")[0]
+    siblings = [other for other in known if other.rpartition(".")[0] == parent]
+    return f"unknown key '{key}': there are {', '.join(siblings or known)}"
+
+
+def check_range(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
+    low, high, choices = (field.metadata.get(name) for name in ("low", "high", "choices"))
+    if value is None:
+        return
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {key}={near[0]}?" if near else ""
+        raise InputError(f"{key}={value} is not one of {', '.join(choices)}{hint}")
+    if low is not None and not value >= low:
+        raise InputError(f"{key}={value} is too small: the least is {low:g}")
+    if high is not None and not value <= high:
+        raise InputError(f"{key}={value} is too large: the most is {high:g}")
+
+
+def check_together(config: TrainConfig) -> None:
+    """Values that contradict each other. Each message names the key to change and a value that fits."""
+    check_model(config.model, config.router)
+    check_chrono(config)
+    model, data, trainer, optim = config.model, config.data, config.trainer, config.optim
+    if data.seq_len > model.max_seq_len:
+        raise InputError(f"data.seq_len={data.seq_len} exceeds model.max_seq_len={model.max_seq_len}: lower the first")
+    processes = trainer.devices * trainer.num_nodes
+    parts = processes * trainer.accumulate_grad_batches
+    if data.batch_size % parts:
+        nearest = max(1, round(data.batch_size / parts)) * parts
+        raise InputError(
+            f"data.batch_size={data.batch_size} does not divide among {processes} device(s) x "
+            f"{trainer.accumulate_grad_batches} micro-batch(es): the nearest that does is {nearest}"
+        )
+    if data.val_sequences % processes:
+        nearest = -(-data.val_sequences // processes) * processes
+        raise InputError(f"data.val_sequences={data.val_sequences} must divide among {processes} devices: try {nearest}")
+    if processes > 1 and trainer.strategy == "single":
+        raise InputError(f"trainer.devices={processes} needs trainer=ddp or trainer=fsdp")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise InputError(f"optim.betas={optim.betas} must be two numbers in [0, 1), such as [0.9,0.95]")
+    if optim.warmup_frac + optim.decay_frac > 1 and optim.schedule == "wsd":
+        raise InputError(f"optim.warmup_frac + optim.decay_frac exceed 1: lower optim.decay_frac={optim.decay_frac}")
+
+
+def check_model(model: ModelSettings, router: RouterSettings) -> None:
+    heads, kv_heads = model.num_heads, model.num_kv_heads
+    if model.dim % heads or (model.dim // heads) % 2:
+        fits = [n for n in range(1, model.dim // 2 + 1) if model.dim % (2 * n) == 0]
+        nearest = min(fits, key=lambda n: abs(n - heads), default=1)
+        raise InputError(
+            f"model.num_heads={heads} does not divide model.dim={model.dim} into even heads: the nearest that does is {nearest}"
+        )
+    if heads % kv_heads:
+        nearest = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
+        raise InputError(
+            f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}: the nearest that does is {nearest}"
+        )
+    if router.top_k > model.num_experts:
+        raise InputError(
+            f"router.top_k={router.top_k} exceeds model.num_experts={model.num_experts}: the most is {model.num_experts}"
+        )
+
+
+def check_chrono(config: TrainConfig) -> None:
+    chrono, model = config.chrono, config.model
+    if model.num_experts == 1 and chrono.law != "off":
+        raise InputError(f"chrono.law={chrono.law} has no router to steer in a dense model: add chrono=off")
+    if not isinstance(chrono, ControlSettings):
+        return
+    clocks = chrono.clocks
+    if clocks.macro_period % clocks.micro_period:
+        nearest = max(1, round(clocks.macro_period / clocks.micro_period)) * clocks.micro_period
+        raise InputError(
+            f"chrono.clocks.macro_period={clocks.macro_period} is not a multiple of chrono.clocks.micro_period="
+            f"{clocks.micro_period}: the nearest is {nearest}"
+        )
+    if chrono.layer_scales and len(chrono.layer_scales) != model.num_layers:
+        raise InputError(
+            f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} MoE layers: give one for each"
+        )
+    if any(scale < 0 for scale in chrono.layer_scales):
+        raise InputError(f"chrono.layer_scales={chrono.layer_scales}: a scale is at least 0")
+    if chrono.half_life_steps == 0:
+        raise InputError("chrono.half_life_steps=0 remembers nothing: use a positive number, or null for the whole run")
+    if getattr(chrono, "coherence", None) == "alignment" and model.num_layers == 1:
+        raise InputError("chrono.coherence=alignment compares layers, and there is one: use chrono.coherence=entropy")

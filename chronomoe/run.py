@@ -1,0 +1,178 @@
+"""A run from config to results: check, prepare, train, summarise, draw.
+
+What a run leaves in its directory: `config.yaml`, `metrics.csv`, `routing.npz`, `checkpoints/`, `summary.json`,
+`figures/`, `report.html`. A run that fails or is stopped leaves the same, with its status and error in the summary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from chronomoe.config import TrainConfig, config_hash, load_config
+from chronomoe.settings import InputError
+from chronomoe.training.launch import is_first_process, launched
+
+
+class Resume(NamedTuple):
+    run_dir: Path
+    checkpoint: Path
+
+
+def resume_from(config: TrainConfig, run_dir: str | None) -> Resume | None:
+    """Where `ckpt_path=last` leads: to `run_dir` if one was given, else to the newest run of this config in outputs/.
+
+    None if the run starts afresh or from a named checkpoint.
+    """
+    if config.ckpt_path != "last":
+        return None
+    if run_dir is not None:
+        candidates = [Path(run_dir)]
+    else:
+        wanted = config_hash(config)
+        dated = sorted(Path("outputs").glob("*/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
+        candidates = [path.parent for path in dated if saved_hash(path) == wanted]
+    for candidate in candidates:
+        checkpoint = candidate / "checkpoints" / "last.ckpt"
+        if checkpoint.exists():
+            return Resume(candidate, checkpoint)
+    where = run_dir or f"outputs/ for a run of this config (hash {config_hash(config)})"
+    raise InputError(f"ckpt_path=last: no checkpoints/last.ckpt in {where}; name a file, or leave ckpt_path out")
+
+
+def saved_hash(config_yaml: Path) -> str | None:
+    try:
+        return config_hash(load_config(config_yaml))
+    except InputError:
+        return None  # written by another version
+
+
+def preflight(config: TrainConfig, run_dir: str | Path) -> None:
+    """Everything that can be refused before a run directory exists. Raises InputError."""
+    import torch
+
+    from chronomoe.data.packing import prepare_corpus
+    from chronomoe.model.lm import LanguageModel
+    from chronomoe.model.sizing import measure
+    from chronomoe.training.checkpoints import check_resumable
+    from chronomoe.training.devices import check_memory, choose_hardware
+
+    check_writable(Path(run_dir))
+    hardware = choose_hardware(config.trainer)
+    with torch.device("meta"):
+        model = LanguageModel(config.model, config.router)
+    size = measure(model, config.router.top_k)
+    say(f"model: {config.model.num_layers} layers x {config.model.num_experts} experts: {size}")
+    check_memory(size, config.trainer, hardware)
+    if config.ckpt_path is not None:
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        check_resumable(Path(config.ckpt_path), shapes, config.trainer.max_steps)
+    prepare_corpus(config.data, model_vocab_size=config.model.vocab_size)
+
+
+def check_writable(run_dir: Path) -> None:
+    there = next(parent for parent in (run_dir.absolute(), *run_dir.absolute().parents) if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(f"hydra.run.dir={run_dir}: cannot write in {there} ({error.strerror}); choose another") from None
+
+
+def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
+    """Train and write everything; returns the summary. Also callable without Hydra.
+
+    Raises what ended the run, after the run directory says so: InputError, RunFailed, KeyboardInterrupt or a bug.
+    """
+    from chronomoe.summary import failure_summary, write_summary
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    resume = resume_from(config, str(run_dir))
+    if resume is not None:
+        config = dataclasses.replace(config, ckpt_path=str(resume.checkpoint))
+    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (run_dir / "summary.json").unlink(missing_ok=True)
+    started = time.perf_counter()
+    try:
+        with launched(run_dir, config.trainer.devices):
+            summary = train(config, run_dir, started)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        write_summary(run_dir, failure_summary(config, error, stopped, time.perf_counter() - started))
+        raise
+    return summary
+
+
+def run_as_rank(run_dir: Path) -> None:
+    """What every process but the first does."""
+    train(load_config(run_dir / "config.yaml"), run_dir, time.perf_counter())
+
+
+def say(message: str) -> None:
+    if is_first_process():
+        print(message, file=sys.stderr)
+
+
+def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
+    """One process's part of the training; the first process also writes the results and returns the summary."""
+    import lightning as L
+
+    from chronomoe.data.packing import prepare_corpus
+    from chronomoe.model.lm import LanguageModel
+    from chronomoe.training import assembly
+    from chronomoe.training.devices import choose_hardware
+    from chronomoe.training.loggers import close_wandb
+
+    quiet_lightning()
+    hardware = choose_hardware(config.trainer)
+    corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size)
+    L.seed_everything(config.seed, verbose=False)
+    model = LanguageModel(config.model, config.router, config.chrono.actuation)
+    parts = assembly.assemble(config, run_dir, model, corpus, hardware)
+    say(assembly.set_up(config, hardware))
+    failed = True
+    try:
+        parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
+        parts.trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+        failed = False
+    finally:
+        if parts.chronovisor is not None and is_first_process():
+            parts.chronovisor.record.save(run_dir / "routing.npz")
+        sync_line = close_wandb(parts.trainer.loggers, failed=failed)
+    if not is_first_process():
+        return {}
+    return report(config, run_dir, parts, corpus, time.perf_counter() - started, sync_line)
+
+
+def report(
+    config: TrainConfig, run_dir: Path, parts: Any, corpus: Any, wall_seconds: float, sync_line: str | None
+) -> dict[str, Any]:
+    """Write summary, figures and report of a finished run, and show the summary."""
+    from chronomoe import summary
+    from chronomoe.study.figures import draw_run
+    from chronomoe.study.report import write_report
+    from chronomoe.study.run import Run
+
+    numbers = summary.finished_summary(config, parts, corpus, wall_seconds)
+    summary.write_summary(run_dir, numbers)
+    written = Run.load(run_dir)
+    draw_run(written)
+    write_report(written)
+    print(summary.table(numbers, run_dir, sync_line))
+    return numbers
+
+
+def quiet_lightning() -> None:
+    """Lightning's tips and device banners say nothing that the set-up line does not."""
+    import logging
+    import warnings
+
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")

@@ -1,0 +1,1 @@
+"""Training: the Lightning module, optimizer and schedule, parallelism, checkpoints, what is logged."""

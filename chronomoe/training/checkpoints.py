@@ -1,0 +1,104 @@
+"""Checkpoints that are whole or not there: written beside their place, then moved into it.
+
+`last.ckpt` is refreshed every so many steps and at the end, `best.ckpt` at the lowest validation loss, `step_N.ckpt` on
+request. They hold plain containers and tensors and are read with `weights_only=True`: a file that is no checkpoint is
+refused, never executed.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from chronomoe.settings import InputError
+from chronomoe.training.settings import TrainerSettings
+
+
+class CheckpointNotSaved(OSError):
+    """The disk refused a checkpoint; the previous one is untouched."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = target.with_name(target.name + ".tmp")
+        try:
+            with unfinished.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, target)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+            unfinished.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else "the write failed, the disk may be full"
+            kept = "; the previous one is untouched" if target.exists() else ""
+            raise CheckpointNotSaved(f"could not save {target}: {reason}{kept}") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        target = Path(path)
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Load tensors and plain containers to the CPU. Raises InputError for a missing, broken or foreign file."""
+    if not path.is_file():
+        raise InputError(f"ckpt_path={path}: there is no such file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError):
+        raise InputError(f"ckpt_path={path} is truncated, or no checkpoint of this project; it was not executed") from None
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
+        raise InputError(f"ckpt_path={path} is no training checkpoint: it holds no state_dict and global_step")
+    return checkpoint
+
+
+def checkpoint_callbacks(directory: Path, trainer: TrainerSettings) -> list[Callback]:
+    def every(steps: int, filename: str, keep: int) -> ModelCheckpoint:
+        return ModelCheckpoint(
+            directory,
+            filename=filename,
+            every_n_train_steps=steps,
+            save_top_k=keep,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    best = ModelCheckpoint(
+        directory,
+        filename="best",
+        monitor="val/loss",
+        auto_insert_metric_name=False,
+        enable_version_counter=False,
+    )
+    callbacks = [every(trainer.checkpoint_every_steps, "last", 1), best]
+    if trainer.keep_every_steps:
+        callbacks.append(every(trainer.keep_every_steps, "step_{step:08d}", -1))
+    return list(callbacks)
+
+
+def check_resumable(path: Path, model_shapes: dict[str, torch.Size], steps: int) -> None:
+    """Raise InputError unless `path` is a checkpoint of a model of these shapes with steps left to train."""
+    checkpoint = read_checkpoint(path, mmap=True)
+    saved = {name.removeprefix("model."): tensor.shape for name, tensor in checkpoint["state_dict"].items()}
+    for name in sorted(saved.keys() | model_shapes.keys()):
+        if saved.get(name) != model_shapes.get(name):
+            there, here = saved.get(name), model_shapes.get(name)
+            raise InputError(
+                f"ckpt_path={path} is of another model: {name} is {list(there) if there else 'missing'} there and "
+                f"{list(here) if here else 'missing'} here; use the model=… it was trained with"
+            )
+    if checkpoint["global_step"] >= steps:
+        raise InputError(
+            f"ckpt_path={path} is at step {checkpoint['global_step']}: nothing is left of trainer.max_steps={steps}; raise it"
+        )

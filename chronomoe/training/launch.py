@@ -1,0 +1,75 @@
+"""Starting the other processes of a multi-device run.
+
+Lightning would repeat this process's command line, which under `--multirun` starts the whole sweep again in every rank.
+Here each further rank is `python -m chronomoe.training.launch <run directory>`: it reads the resolved config and runs it.
+Under torchrun or SLURM, which set WORLD_SIZE themselves, nothing is started.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
+GRACE_SECONDS = 30.0
+
+
+def is_first_process() -> bool:
+    """Whether this process writes and speaks for the run."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+
+
+@contextmanager
+def launched(run_dir: Path, devices: int) -> Iterator[None]:
+    """Run the body as rank 0 beside `devices - 1` further processes; wait for them, and leave no trace in os.environ."""
+    if devices == 1 or "WORLD_SIZE" in os.environ:
+        yield
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices), "NODE_RANK": "0"}
+    command = [sys.executable, "-m", "chronomoe.training.launch", str(run_dir)]
+    environment = {**os.environ, **shared, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    others = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank)}) for rank in range(1, devices)]
+    watch_over(others)
+    os.environ.update(shared, LOCAL_RANK="0")
+    try:
+        yield
+    finally:
+        for name in RANK_VARIABLES:
+            os.environ.pop(name, None)
+        for process in others:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def watch_over(processes: list[subprocess.Popen[bytes]]) -> None:
+    """End this process if another rank dies: a collective would otherwise wait for it for half an hour."""
+
+    def watch(process: subprocess.Popen[bytes]) -> None:
+        if process.wait() not in (0, 130):
+            print(f"error: process {process.pid} of this run died with code {process.returncode}", file=sys.stderr)
+            os._exit(1)
+
+    for process in processes:
+        threading.Thread(target=watch, args=(process,), daemon=True).start()
+
+
+def main() -> None:
+    from chronomoe.entry import guarded
+    from chronomoe.run import run_as_rank
+
+    guarded(lambda: run_as_rank(Path(sys.argv[1])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""AdamW with decay groups, and learning-rate schedules as pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from chronomoe.training.settings import OptimSettings
+
+
+def lr_factor(step: int, max_steps: int, optim: OptimSettings) -> float:
+    """Learning rate of optimizer step `step` (from 0) as a share of the peak: linear warm-up, then the schedule.
+
+    WSD (warm-up, stable, decay: arXiv 2404.06395) stays at the peak and falls linearly over the last `decay_frac`.
+    """
+    warmup_steps = round(optim.warmup_frac * max_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    falling_from = warmup_steps if optim.schedule == "cosine" else max_steps - round(optim.decay_frac * max_steps)
+    if optim.schedule == "constant" or step < falling_from:
+        return 1.0
+    progress = min(1.0, (step - falling_from) / max(1, max_steps - 1 - falling_from))
+    remaining = 0.5 * (1.0 + math.cos(math.pi * progress)) if optim.schedule == "cosine" else 1.0 - progress
+    return optim.min_lr_frac + (1.0 - optim.min_lr_frac) * remaining
+
+
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay, vectors (norms) do not. Controller fields are buffers and never get here."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def build_optimizer(model: nn.Module, optim: OptimSettings, *, fused: bool) -> torch.optim.AdamW:
+    betas = (optim.betas[0], optim.betas[1])
+    groups = decay_groups(model.parameters(), optim.weight_decay)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, fused=fused)

@@ -1,0 +1,116 @@
+"""One row a logged step, everything in one transfer from the device; and the alarms that end a broken run.
+
+| key | meaning |
+|---|---|
+| train/loss | mean cross-entropy of the step's tokens over micro-batches and ranks, nats per token |
+| train/lr, train/grad_norm | learning rate used; global gradient norm before clipping |
+| train/tokens | tokens trained on so far |
+| throughput/tokens_per_sec | over the steps since the last row, evaluation left out |
+| val/loss, val/perplexity | mean cross-entropy of the evaluation and its exponential |
+
+The keys of the routing metrics are listed in `chronomoe/chrono/callback.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.loggers.logger import Logger
+
+from chronomoe.chrono.callback import ChronovisorCallback
+from chronomoe.settings import RunFailed
+from chronomoe.training.module import LanguageModule
+from chronomoe.training.settings import TrainerSettings
+
+
+class Telemetry(L.Callback):
+    """Logs to every logger of the trainer. `chronovisor` is None for a dense model."""
+
+    def __init__(
+        self, settings: TrainerSettings, chronovisor: ChronovisorCallback | None, *, tokens_per_step: int
+    ) -> None:
+        self.settings, self.chronovisor, self.tokens_per_step = settings, chronovisor, tokens_per_step
+        self.latest: dict[str, float] = {}
+        self._steps_done = 0
+        self._row_step, self._row_time, self._paused_seconds = 0, time.perf_counter(), 0.0
+        self.training_seconds, self.training_steps = 0.0, 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps_done = self._row_step = trainer.global_step
+        self._row_time = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        if step == self._steps_done:
+            return  # an accumulation window is still open
+        self._steps_done = step
+        saving = step % self.settings.checkpoint_every_steps == 0  # never save what has not been looked at
+        if step % self.settings.log_every_steps == 0 or saving or step == self.settings.max_steps:
+            self._log_row(trainer, pl_module, step)
+        pl_module.loss_sum.zero_()
+        pl_module.micro_batches = 0
+
+    @torch.no_grad()
+    def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:
+        loss = module.loss_sum / module.micro_batches
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(loss)
+            loss /= dist.get_world_size()
+        values = {"train/loss": loss, "train/grad_norm": module.gradient_norm}
+        if self.chronovisor is not None:
+            values |= self.chronovisor.metrics()
+            values["idle"] = self.chronovisor.longest_idle_steps()
+        numbers = torch.stack([value.to(loss.device, torch.float64) for value in values.values()]).tolist()
+        row = dict(zip(values, numbers, strict=True))
+        idle = row.pop("idle", 0.0)
+        row |= {"train/lr": module.lr_of_step(step - 1), "train/tokens": step * self.tokens_per_step}
+        row["throughput/tokens_per_sec"] = self._throughput(step)
+        self.latest |= row
+        log_everywhere(trainer, row, step)
+        self._raise_alarms(row, idle, step)
+
+    def _throughput(self, step: int) -> float:
+        now = time.perf_counter()
+        seconds = now - self._row_time - self._paused_seconds
+        self.training_seconds += seconds
+        self.training_steps += step - self._row_step
+        rate = (step - self._row_step) * self.tokens_per_step / seconds
+        self._row_step, self._row_time, self._paused_seconds = step, now, 0.0
+        return rate
+
+    def _raise_alarms(self, row: dict[str, float], idle_steps: float, step: int) -> None:
+        for name in ("train/loss", "train/grad_norm"):
+            if not math.isfinite(row[name]):
+                raise RunFailed(
+                    f"{name} is {row[name]} at step {step}: lower optim.lr, or go on from the last good state with "
+                    f"ckpt_path=last"
+                )
+        limit = self.settings.abort_idle_steps
+        if limit is not None and idle_steps >= limit:
+            raise RunFailed(
+                f"routing collapsed: at step {step} an expert had no token for {idle_steps:.0f} steps "
+                f"(trainer.abort_idle_steps={limit}); raise chrono.pressure_scale or chrono.gamma"
+            )
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused_seconds += time.perf_counter() - self._validation_began
+        if trainer.sanity_checking:
+            return
+        loss = trainer.callback_metrics["val/loss"].item()
+        row = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        self.latest |= row
+        log_everywhere(trainer, row, trainer.global_step)
+
+
+def log_everywhere(trainer: L.Trainer, row: dict[str, float], step: int) -> None:
+    logger: Logger
+    for logger in trainer.loggers:
+        logger.log_metrics(row, step)
