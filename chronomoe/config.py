@@ -68,19 +68,25 @@ def register() -> None:
 
 def parse(cfg: DictConfig) -> TrainConfig:
     """Check a composed config completely and return it as plain dataclasses. Raises InputError, naming the key."""
-    check_keys(cfg)
-    try:
-        config = OmegaConf.to_object(cfg)
-    except OmegaConfBaseException as error:
-        missing = OmegaConf.missing_keys(cfg)
-        if missing:
-            raise InputError(f"{sorted(missing)[0]} must be set: add {sorted(missing)[0]}=… to the command") from None
-        raise InputError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    config = settle(cfg)
     assert isinstance(config, TrainConfig)
-    for key, value, field in walk(config):
-        check_range(key, value, field)
     check_together(config)
     return config
+
+
+def settle(cfg: DictConfig) -> Any:
+    """The dataclass a typed config stands for, once every key is known, set, of its type and in its range."""
+    check_keys(cfg)
+    try:
+        settings = OmegaConf.to_object(cfg)
+    except OmegaConfBaseException as error:
+        missing = sorted(OmegaConf.missing_keys(cfg))
+        if missing:
+            raise InputError(f"{missing[0]} must be given: add {missing[0]}=… to the command") from None
+        raise InputError(f"{error.full_key!s}: {str(error).splitlines()[0]}") from None
+    for key, value, field in walk(settings):
+        check_range(key, value, field)
+    return settings
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -99,7 +105,8 @@ def load_config(path: Path) -> TrainConfig:
 
 
 def config_hash(config: TrainConfig) -> str:
-    """Twelve hex digits that identify a run: everything that shapes it, not where it resumes from or what watches it."""
+    """Twelve hex digits that identify a run: everything that shapes it, not where it resumes from or what watches
+    it."""
     resolved = dataclasses.asdict(config)
     del resolved["ckpt_path"], resolved["logger"]
     return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
@@ -149,7 +156,11 @@ def check_keys(cfg: DictConfig, prefix: str = "", root: DictConfig | None = None
 def unknown_key(key: str, known: list[str]) -> str:
     """The message for a key that does not exist: the nearest right one, or the siblings there are."""
     if key in known:
-        laws = [name for name, law in LAWS.items() if key.split(".")[-1] in {f.name for f in dataclasses.fields(law.settings)}]
+        laws = [
+            name
+            for name, law in LAWS.items()
+            if key.split(".")[-1] in {f.name for f in dataclasses.fields(law.settings)}
+        ]
         return f"'{key}' is no setting of the chosen law; these laws have it: {', '.join(laws)}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
@@ -191,7 +202,9 @@ def check_together(config: TrainConfig) -> None:
         )
     if data.val_sequences % processes:
         nearest = -(-data.val_sequences // processes) * processes
-        raise InputError(f"data.val_sequences={data.val_sequences} must divide among {processes} devices: try {nearest}")
+        raise InputError(
+            f"data.val_sequences={data.val_sequences} must divide among {processes} devices: try {nearest}"
+        )
     if processes > 1 and trainer.strategy == "single":
         raise InputError(f"trainer.devices={processes} needs trainer=ddp or trainer=fsdp")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
@@ -206,7 +219,8 @@ def check_model(model: ModelSettings, router: RouterSettings) -> None:
         fits = [n for n in range(1, model.dim // 2 + 1) if model.dim % (2 * n) == 0]
         nearest = min(fits, key=lambda n: abs(n - heads), default=1)
         raise InputError(
-            f"model.num_heads={heads} does not divide model.dim={model.dim} into even heads: the nearest that does is {nearest}"
+            f"model.num_heads={heads} does not divide model.dim={model.dim} into even heads: "
+            f"the nearest that does is {nearest}"
         )
     if heads % kv_heads:
         nearest = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
@@ -214,9 +228,7 @@ def check_model(model: ModelSettings, router: RouterSettings) -> None:
             f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}: the nearest that does is {nearest}"
         )
     if router.top_k > model.num_experts:
-        raise InputError(
-            f"router.top_k={router.top_k} exceeds model.num_experts={model.num_experts}: the most is {model.num_experts}"
-        )
+        raise InputError(f"router.top_k={router.top_k} exceeds model.num_experts={model.num_experts}: lower the first")
 
 
 def check_chrono(config: TrainConfig) -> None:
@@ -234,7 +246,7 @@ def check_chrono(config: TrainConfig) -> None:
         )
     if chrono.layer_scales and len(chrono.layer_scales) != model.num_layers:
         raise InputError(
-            f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} MoE layers: give one for each"
+            f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} MoE layers: give each one"
         )
     if any(scale < 0 for scale in chrono.layer_scales):
         raise InputError(f"chrono.layer_scales={chrono.layer_scales}: a scale is at least 0")

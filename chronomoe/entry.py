@@ -9,15 +9,15 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from chronomoe.config import all_keys, parse, register, unknown_key
+from chronomoe.config import all_keys, parse, register, settle, unknown_key
 from chronomoe.settings import InputError, RunFailed
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -71,6 +71,25 @@ def unknown_option(text: str) -> str:
     return f"{group}={option} does not exist: there are {', '.join(options)}{hint}"
 
 
+Settings = TypeVar("Settings")
+
+
+def read_arguments(schema: type[Settings], arguments: Sequence[str]) -> Settings:
+    """`key=value` arguments of a command that is no Hydra job, checked like any config; `--help` lists the keys."""
+    cfg = OmegaConf.structured(schema)
+    if {"-h", "--help"} & set(arguments):
+        print(OmegaConf.to_yaml(cfg), end="")
+        sys.exit(0)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise InputError(f"'{argument}' is no argument: write key=value")
+        if key not in cfg:
+            raise InputError(unknown_key(key, list(cfg)))
+        OmegaConf.update(cfg, key, value.replace("${", "\\${"))  # a prompt is text, not an interpolation
+    return settle(cfg)
+
+
 def task_config(config: DictConfig) -> DictConfig:
     """The composed config without Hydra's own part."""
     task = config.copy()
@@ -96,4 +115,3 @@ class BeforeRun(Callback):
             preflight(task, config.hydra.run.dir)
         except InputError as error:
             leave(str(error), WRONG_INPUT)  # SystemExit: Hydra would swallow any other exception here
-

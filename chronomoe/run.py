@@ -1,12 +1,14 @@
 """A run from config to results: check, prepare, train, summarise, draw.
 
-What a run leaves in its directory: `config.yaml`, `metrics.csv`, `routing.npz`, `checkpoints/`, `summary.json`,
-`figures/`, `report.html`. A run that fails or is stopped leaves the same, with its status and error in the summary.
+What a run leaves in its directory: `config.yaml`, `tokenizer/`, `metrics.csv`, `routing.npz`, `checkpoints/`,
+`summary.json`, `figures/`, `report.html`. A run that fails or is stopped leaves the same, with its status and error
+in the summary.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 import tempfile
 import time
@@ -82,7 +84,9 @@ def check_writable(run_dir: Path) -> None:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(f"hydra.run.dir={run_dir}: cannot write in {there} ({error.strerror}); choose another") from None
+        raise InputError(
+            f"hydra.run.dir={run_dir}: cannot write in {there} ({error.strerror}); choose another"
+        ) from None
 
 
 def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
@@ -134,6 +138,8 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size)
     L.seed_everything(config.seed, verbose=False)
     model = LanguageModel(config.model, config.router, config.chrono.actuation)
+    if is_first_process():
+        shutil.copytree(corpus.directory / "tokenizer", run_dir / "tokenizer", dirs_exist_ok=True)
     parts = assembly.assemble(config, run_dir, model, corpus, hardware)
     say(assembly.set_up(config, hardware))
     failed = True
@@ -142,8 +148,6 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
         parts.trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
         failed = False
     finally:
-        if parts.chronovisor is not None and is_first_process():
-            parts.chronovisor.record.save(run_dir / "routing.npz")
         sync_line = close_wandb(parts.trainer.loggers, failed=failed)
     if not is_first_process():
         return {}

@@ -85,7 +85,9 @@ def git_revision() -> str | None:
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True).stdout
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + ("+" if dirty else "")
@@ -125,7 +127,10 @@ def table(numbers: dict[str, Any], run_dir: Path, sync_line: str | None) -> str:
         ("MaxVio", f"{show('max_vio_early', '.2f')} in the first third, {show('max_vio_late', '.2f')} at the end"),
         ("load entropy", show("load_entropy", ".4f")),
         ("dead experts", show("dead_expert_frac", ".0%")),
-        ("trained", f"{numbers['steps']:,} steps, {numbers['tokens']:,} tokens, {show('tokens_per_sec', ',.0f')} tokens/s"),
+        (
+            "trained",
+            f"{numbers['steps']:,} steps, {numbers['tokens']:,} tokens, {show('tokens_per_sec', ',.0f')} tokens/s",
+        ),
         ("wall time", f"{numbers['wall_seconds']:.0f} s"),
         ("results", str(run_dir)),
         ("report", str(run_dir / "report.html")),

@@ -3,8 +3,9 @@
 | hook | what happens |
 |---|---|
 | on_fit_start | the controller moves to the model's device; a resumed run's record is read back |
-| on_before_optimizer_step | sensor -> observation (one all-reduce) -> law -> field -> model buffers; metrics on the device |
-| on_save_checkpoint / state_dict | controller, clocks, idle counters, MaxVio history |
+| on_before_optimizer_step | sensor -> observation (one all-reduce) -> law -> field -> model buffers |
+| on_save_checkpoint | the record up to here is written beside the checkpoints |
+| state_dict, load_state_dict | controller, clocks, idle counters, MaxVio history |
 
 Evaluation has no hook here: it never ticks, counts or steers. The keys of `metrics()`:
 
@@ -36,7 +37,7 @@ from chronomoe.model.lm import LanguageModel
 
 
 class ChronovisorCallback(L.Callback):
-    """Watches and steers `model`; its `record` is saved to `record_path` by whoever ends the run."""
+    """Watches and steers `model`; its record is written to `record_path` whenever a checkpoint is."""
 
     def __init__(self, controller: Chronovisor, model: LanguageModel, *, max_steps: int, record_path: Path) -> None:
         self.controller, self.model, self.record_path = controller, model, record_path
@@ -66,6 +67,10 @@ class ChronovisorCallback(L.Callback):
             self.max_vio_history[step - 1] = metrics.max_vio(counts_LE).mean()
         self.record.append(step, counts_LE, field, self.controller.signals)
         self._last = observation, field
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self.record.save(self.record_path)
 
     def metrics(self) -> dict[str, Tensor]:
         """The step's metrics as scalars on the device; see the table above. Empty before the first step."""

@@ -23,8 +23,8 @@ def entropy(share_LE: Tensor, previous_LE: Tensor) -> Tensor:
 def alignment(share_LE: Tensor, previous_LE: Tensor) -> Tensor:
     """Mean cosine of a layer's deviation from the fair share with every other layer's, in [-1, 1].
 
-    It compares experts by index, so it rises when the same indices are favoured throughout the stack; independent layers
-    read 0 with standard deviation 1/sqrt((E - 1)(L - 1)). A layer without deviation reads 0.
+    It compares experts by index, so it rises when the same indices are favoured throughout the stack; independent
+    layers read 0 with standard deviation 1/sqrt((E - 1)(L - 1)). A layer without deviation reads 0.
     """
     deviation_LE = share_LE - 1.0 / share_LE.shape[-1]
     unit_LE = torch.nn.functional.normalize(deviation_LE, dim=-1)

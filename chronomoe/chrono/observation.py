@@ -1,7 +1,7 @@
 """What one optimizer step's routing looked like, over all micro-batches and ranks.
 
-The model's sensor adds integers, so the observation is the same however the step's tokens were split. Gathering it is one
-all-reduce of one small tensor, and no host waits for it.
+The model's sensor adds integers, so the observation is the same however the step's tokens were split. Gathering it is
+one all-reduce of one small tensor, and no host waits for it.
 
 Axes: L MoE layers, E experts.
 """

@@ -1,7 +1,7 @@
 """The routing record of a run: load, field and signals over time, kept small and written as `routing.npz`.
 
-At most `CAPACITY` steps are kept; when they are full every second one is dropped and the stride doubles. Which steps are
-kept depends on the step numbers alone, so a resumed run's record equals an uninterrupted one's.
+At most `CAPACITY` steps are kept; when they are full every second one is dropped and the stride doubles. Which steps
+are kept depends on the step numbers alone, so a resumed run's record equals an uninterrupted one's.
 
 Axes: N recorded steps, L MoE layers, E experts.
 """
@@ -52,7 +52,8 @@ class RoutingRecord:
             return
         arrays = {name: torch.stack([row[name] for row in self.rows]).cpu().numpy() for name in self.rows[0]}
         unfinished = path.with_suffix(".tmp.npz")
-        np.savez_compressed(unfinished, step=np.array(self.steps), stride=self.stride, **arrays)
+        arrays |= {"step": np.array(self.steps), "stride": np.array(self.stride)}
+        np.savez_compressed(unfinished, allow_pickle=False, **arrays)
         os.replace(unfinished, path)
 
     @classmethod

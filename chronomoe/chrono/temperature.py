@@ -72,7 +72,8 @@ def step(state: State, share_LE: Tensor, coherence: Tensor, ticks: Ticks, settin
 
 
 def documented_fast(share_LE: Tensor, coherence: Tensor) -> Tensor:
-    """T_fast of the documented law, in [1, 2.34]. Its drift is scaled by its own maximum, so it ignores how large it is."""
+    """T_fast of the documented law, in [1, 2.34]. Its drift is scaled by its own maximum, so it ignores how large it
+    is."""
     drift_LE = (share_LE - 1.0 / share_LE.shape[-1]).abs()
     largest_L1 = drift_LE.amax(dim=-1, keepdim=True)
     relative_LE = drift_LE / largest_L1.where(largest_L1 > 0, 1.0)

@@ -1,34 +1,38 @@
 """Asking the Hugging Face hub without waiting for it.
 
 The client retries an unreachable hub for half a minute. One short question first tells whether it answers; if it does
-not, both libraries work from their local caches, which also makes a cached data set load at once on a machine without
-network.
+not, the libraries are held in their offline mode: what is cached loads at once, what is not fails at once.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
+from contextlib import contextmanager, suppress
+from typing import Any
 
 TIMEOUT_SECONDS = 3
+OFFLINE_FLAGS = ("huggingface_hub.constants", "datasets.config")  # modules with a switch HF_HUB_OFFLINE
 
 
 @contextmanager
 def hub_access(*, needed: bool = True) -> Iterator[None]:
-    """Inside, hub libraries are in their offline mode if the hub is `needed` but does not answer."""
-    import huggingface_hub
-
-    with ExitStack() as stack:
-        if needed and not _hub_answers():
-            stack.enter_context(patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))
-            try:
-                import datasets
-
-                stack.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
-            except ImportError:
-                pass  # a tokenizer needs the hub client only
+    """Inside, the hub libraries are in their offline mode if the hub is `needed` but does not answer."""
+    if not needed or _hub_answers():
         yield
+        return
+    modules: list[Any] = []
+    for name in OFFLINE_FLAGS:
+        with suppress(ImportError):  # a tokenizer needs the hub client only
+            modules.append(importlib.import_module(name))
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, flag in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = flag
 
 
 def _hub_answers() -> bool:

@@ -35,9 +35,9 @@ def signature(settings: DataSettings) -> Any:
 def documents(settings: DataSettings) -> Iterator[Document]:
     assert settings.name is not None  # signature() has checked it
     name = settings.name.rstrip("/").rsplit("/", 1)[-1]
-    texts = (
+    texts: Iterator[str] = (
         text_of(record, settings.text_field, f"record {number} of data.name={settings.name}")
-        for number, record in enumerate(_load(settings))
+        for number, record in enumerate(_records(settings))
     )
     if name in REGROUPED:
         texts = REGROUPED[name](texts)
@@ -60,8 +60,8 @@ REGROUPED: dict[str, Callable[[Iterator[str]], Iterator[str]]] = {"wikitext": wi
 """By the last part of the data set's name."""
 
 
-def _load(settings: DataSettings) -> Any:
-    """The split as an iterable of records."""
+def _records(settings: DataSettings) -> Iterator[Any]:
+    """The records of the split. A fault while iterating (a stream may break) is reported like one while opening."""
     try:
         import datasets
     except ImportError:
@@ -73,14 +73,15 @@ def _load(settings: DataSettings) -> Any:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
             saved = datasets.load_from_disk(folder)
             dataset = saved[settings.split] if isinstance(saved, datasets.DatasetDict) else saved
-            return dataset.to_iterable_dataset() if settings.streaming else dataset
-        with hub_access(needed=not folder.is_dir()):
-            return datasets.load_dataset(
-                str(folder) if folder.is_dir() else settings.name,
-                settings.subset,
-                split=settings.split,
-                streaming=settings.streaming,
-            )
+        else:
+            with hub_access(needed=not folder.is_dir()):
+                dataset = datasets.load_dataset(
+                    str(folder) if folder.is_dir() else settings.name,
+                    settings.subset,
+                    split=settings.split,
+                    streaming=settings.streaming,
+                )
+        yield from dataset
     except Exception as error:  # the library, the hub client and the file readers share no base class
         fault = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(

@@ -13,7 +13,7 @@ class DataSettings:
     """Where documents come from."""
     seq_len: int = setting(256, low=8)
     """Tokens a training sequence (the model sees `seq_len`, one more is read for the last target)."""
-    batch_size: int = setting(16, low=1)
+    batch_size: int = setting(8, low=1)
     """Sequences per optimizer step, over all micro-batches and all devices."""
     tokenizer: str | None = setting(None)
     """A folder or hub name with a `tokenizer.json`; null trains a byte-level BPE on the training split."""

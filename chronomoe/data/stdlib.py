@@ -18,7 +18,7 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from chronomoe.data.cache import file_signature
 from chronomoe.data.document import Document
@@ -29,8 +29,6 @@ SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages
 HELP_TOPICS = "pydoc_data/topics.py"
 MIN_PROSE_CHARS = 200
 CUT = b'"""..."""'  # stands where a docstring was: the file still parses, also in front of a __future__ import
-
-Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def signature(settings: DataSettings) -> Any:
@@ -64,7 +62,7 @@ def library_documents(root: Path) -> Iterator[Document]:
 
 def source_files(root: Path) -> list[Path]:
     """The library's Python files in sorted order: no test suites, no installed packages, nothing written per build."""
-    found = []
+    found: list[Path] = []
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS)
         names = (name for name in files if name.endswith(".py") and not name.startswith("_sysconfigdata"))
@@ -80,23 +78,28 @@ def _library_root() -> Path:
 
 
 def _module_documents(source: str, tree: ast.Module, origin: str, seen: set[str]) -> Iterator[Document]:
-    docstrings = [node for node in map(_docstring, ast.walk(tree)) if node and len(node.value) >= MIN_PROSE_CHARS]
-    code = _cut(source, docstrings)
+    docstrings = [found for found in map(_docstring, ast.walk(tree)) if found and len(found.text) >= MIN_PROSE_CHARS]
+    code = _cut(source, [docstring.node for docstring in docstrings])
     if code.strip():
         yield Document(code, "tables" if _is_table(source, tree) else "code", origin)
 
     # The same docstring in two files would put one text on both sides of the split: only the first is kept.
-    new = dict.fromkeys(text for node in docstrings if (text := inspect.cleandoc(node.value)) not in seen)
+    new = dict.fromkeys(text for found in docstrings if (text := inspect.cleandoc(found.text)) not in seen)
     seen.update(new)
     if new:
         yield Document("\n\n".join(new) + "\n", "prose", origin)
 
 
-def _docstring(node: ast.AST) -> ast.Constant | None:
-    if isinstance(node, Documented) and node.body and isinstance(node.body[0], ast.Expr):
-        value = node.body[0].value
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            return value
+class Docstring(NamedTuple):
+    node: ast.Constant
+    text: str
+
+
+def _docstring(node: ast.AST) -> Docstring | None:
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        match node.body:
+            case [ast.Expr(value=ast.Constant(value=str(text)) as constant), *_]:
+                return Docstring(constant, text)
     return None
 
 
@@ -109,9 +112,8 @@ def _cut(source: str, nodes: list[ast.Constant]) -> str:
 
     kept, end = [], 0
     for node in sorted(nodes, key=lambda node: node.lineno):
-        assert node.end_lineno is not None and node.end_col_offset is not None  # ast.parse always sets them
         kept += [data[end : line_starts[node.lineno - 1] + node.col_offset], CUT]
-        end = line_starts[node.end_lineno - 1] + node.end_col_offset
+        end = line_starts[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)  # always set by ast.parse
     return b"".join([*kept, data[end:]]).decode()
 
 

@@ -21,7 +21,7 @@ SUFFIXES = ", ".join(DOMAINS)
 
 
 def signature(settings: DataSettings) -> Any:
-    """Changes when a file is added, removed or written to. A wrong `data.path` is found here, before anything is read."""
+    """Changes when a file is added, removed or written to. A wrong `data.path` is found here, before any reading."""
     return [settings.text_field, file_signature(find_files(settings.path))]
 
 
@@ -86,4 +86,6 @@ def text_of(record: Any, field: str, where: str) -> str:
 def _checked(where: Path | str, text: str) -> str:
     if "\0" in text:
         raise InputError(f"data.path: {where} is binary (it holds NUL characters): leave it out")
+    if any("\ud800" <= char <= "\udfff" for char in text if char > "\ud7ff"):
+        raise InputError(f"data.path: {where} holds half of a surrogate pair: replace it")
     return text

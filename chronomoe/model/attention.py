@@ -1,8 +1,8 @@
 """Grouped-query attention with rotary positions and a key-value cache.
 
     q, k, v = x W_qkv ;  q, k rotated by position (arXiv 2104.09864) ;  y = softmax(q k^T / sqrt(head_dim) + mask) v W_o
-Query heads share key-value heads in groups (arXiv 2305.13245). The kernel is torch's scaled_dot_product_attention, which
-picks flash or memory-efficient attention by itself where they exist.
+Query heads share key-value heads in groups (arXiv 2305.13245). The kernel is torch's scaled_dot_product_attention,
+which picks flash or memory-efficient attention by itself where they exist.
 
 Axes: B batch, S sequence, C cached context, H query heads, G key-value heads, A head width, D model dim.
 """
@@ -24,7 +24,8 @@ class Rotation(NamedTuple):
 
 
 def rotary_angles(positions_S: Tensor, head_dim: int, theta: float) -> Rotation:
-    """Angles position * theta^(-2i/head_dim). Computed in fp32 for every forward, so no cast of the model loses them."""
+    """Angles position * theta^(-2i/head_dim). Computed in fp32 for every forward, so no cast of the model loses
+    them."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_S.device) / head_dim
     angle_SA = torch.outer(positions_S.float(), theta**-exponent).repeat(1, 2)
     return Rotation(angle_SA.cos(), angle_SA.sin())

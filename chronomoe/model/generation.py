@@ -42,7 +42,9 @@ def generate(
     batch, length = prompt_BS.shape
     capacity = length + max_new_tokens
     if capacity > model.settings.max_seq_len:
-        raise ValueError(f"{length} prompt + {max_new_tokens} new tokens exceed max_seq_len={model.settings.max_seq_len}")
+        raise ValueError(
+            f"{length} prompt + {max_new_tokens} new tokens exceed max_seq_len={model.settings.max_seq_len}"
+        )
     caches = model.new_caches(batch, capacity)
     ids_BS = prompt_BS
     for _ in range(max_new_tokens):

@@ -5,8 +5,8 @@ Architecture: Mixtral, arXiv 2401.04088 (RMSNorm: 1910.07467). With mapped weigh
 transformers.MixtralForCausalLM computes.
 
 Sensor: `routing_2LE`, what every layer's tokens did since somebody last cleared it (training mode only, no padding).
-Actuator: `expert_bias_LE` and `log_temperature_LE`, fp32, saved with the weights. The model reads the field and writes the
-sensor; it never writes the field.
+Actuator: `expert_bias_LE` and `log_temperature_LE`, fp32, saved with the weights. The model reads the field and
+writes the sensor; it never writes the field.
 
 Axes: B batch, S sequence, C context (past and present), D dim, V vocabulary, L MoE layers, E experts, T = B*S.
 """

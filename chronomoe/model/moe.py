@@ -64,9 +64,7 @@ class MoELayer(nn.Module):
         super().__init__()
         self.router, self.experts, self.num_experts = router, experts, num_experts
 
-    def forward(
-        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor
-    ) -> tuple[Tensor, RouterOutput]:
+    def forward(self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> tuple[Tensor, RouterOutput]:
         """Returns the mixture [T, D] and the decision that made it."""
         routing: RouterOutput = self.router(x_TD, expert_bias_E, log_temperature_E)
         order_N, tokens_per_expert_E = group_by_expert(routing.topk_expert_ids_TK, self.num_experts)

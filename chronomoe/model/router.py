@@ -3,8 +3,8 @@
     z = x W_gate (clean logits, fp32) ;  z' = z + (z - mean_e z) (exp(-log_temperature) - 1) + bias
     S = top-k of z' ;  w = softmax over S of z' (actuation "logits") or of z (actuation "selection")
 The field (bias, log-temperature) is the controller's hand on the router. Written this way a neutral field returns z bit
-for bit, and adding a constant to a token's logits moves nothing; up to that constant z' is (z - mean z)/temperature + bias.
-Source of the plain router: Mixtral, arXiv 2401.04088.
+for bit, and adding a constant to a token's logits moves nothing; up to that constant z' is (z - mean z)/temperature +
+bias. Source of the plain router: Mixtral, arXiv 2401.04088.
 
 Axes: T tokens, D model dim, E experts, K experts per token.
 """
@@ -36,7 +36,8 @@ def apply_field(logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Ten
 
 
 class TopKRouter(nn.Module):
-    """Mixtral's router. `actuation` says whether the field shapes selection and weights ("logits") or selection only."""
+    """Mixtral's router. `actuation` says whether the field shapes selection and weights ("logits") or selection
+    only."""
 
     def __init__(self, dim: int, num_experts: int, top_k: int, actuation: str) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""How large a model is before any of it is allocated: parameters stored, parameters active per token, memory to train."""
+"""How large a model is before any of it is allocated: parameters stored, parameters active per token, memory to
+train."""
 
 from __future__ import annotations
 

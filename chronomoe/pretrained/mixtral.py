@@ -23,7 +23,11 @@ PER_BLOCK = {
     "ffn.experts.gate_up_EFD": "mlp.experts.gate_up_proj",
     "ffn.experts.down_EDF": "mlp.experts.down_proj",
 }
-ONCE = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight", "head.weight": "lm_head.weight"}
+ONCE = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
 
 
 def mixtral_config(model: ModelSettings, router: RouterSettings) -> MixtralConfig:

@@ -57,7 +57,9 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError):
-        raise InputError(f"ckpt_path={path} is truncated, or no checkpoint of this project; it was not executed") from None
+        raise InputError(
+            f"ckpt_path={path} is truncated, or no checkpoint of this project; it was not executed"
+        ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
         raise InputError(f"ckpt_path={path} is no training checkpoint: it holds no state_dict and global_step")
     return checkpoint
@@ -99,6 +101,4 @@ def check_resumable(path: Path, model_shapes: dict[str, torch.Size], steps: int)
                 f"{list(here) if here else 'missing'} here; use the model=… it was trained with"
             )
     if checkpoint["global_step"] >= steps:
-        raise InputError(
-            f"ckpt_path={path} is at step {checkpoint['global_step']}: nothing is left of trainer.max_steps={steps}; raise it"
-        )
+        raise InputError(f"ckpt_path={path} is at step {checkpoint['global_step']}: raise trainer.max_steps={steps}")

@@ -31,7 +31,9 @@ def choose_hardware(trainer: TrainerSettings) -> Hardware:
     available = gpus if accelerator == "cuda" else len(os.sched_getaffinity(0))
     if trainer.devices > available:
         kind = "GPU(s)" if accelerator == "cuda" else "processor core(s)"
-        raise InputError(f"trainer.devices={trainer.devices}, but there are {available} {kind}: use at most {available}")
+        raise InputError(
+            f"trainer.devices={trainer.devices}, but there are {available} {kind}: use at most {available}"
+        )
     return Hardware(accelerator, choose_precision(trainer.precision, accelerator))
 
 
@@ -52,7 +54,7 @@ def check_memory(size: Size, trainer: TrainerSettings, hardware: Hardware) -> No
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / trainer.devices
     if needed > available:
         raise InputError(
-            f"model: {size} need {needed / 1e9:,.0f} GB per device to train, and a device has {available / 1e9:,.0f} GB: "
+            f"model: {size} need {needed / 1e9:,.0f} GB per device to train, and one has {available / 1e9:,.0f} GB: "
             f"shard it over at least {-(-size.training_bytes // int(available))} devices (trainer=fsdp "
             f"trainer.devices=… trainer.num_nodes=…) or lower model.num_layers, model.dim or model.num_experts"
         )

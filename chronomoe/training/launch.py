@@ -1,8 +1,8 @@
 """Starting the other processes of a multi-device run.
 
 Lightning would repeat this process's command line, which under `--multirun` starts the whole sweep again in every rank.
-Here each further rank is `python -m chronomoe.training.launch <run directory>`: it reads the resolved config and runs it.
-Under torchrun or SLURM, which set WORLD_SIZE themselves, nothing is started.
+Here each further rank is `python -m chronomoe.training.launch <run directory>`: it reads the resolved config and runs
+it. Under torchrun or SLURM, which set WORLD_SIZE themselves, nothing is started.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def is_first_process() -> bool:
 
 @contextmanager
 def launched(run_dir: Path, devices: int) -> Iterator[None]:
-    """Run the body as rank 0 beside `devices - 1` further processes; wait for them, and leave no trace in os.environ."""
+    """Run the body as rank 0 beside `devices - 1` further processes; wait for them and leave os.environ as it was."""
     if devices == 1 or "WORLD_SIZE" in os.environ:
         yield
         return

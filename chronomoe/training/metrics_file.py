@@ -13,6 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from chronomoe.training.launch import is_first_process
+
 
 class MetricsFile(Logger):
     """A row holds `step` and whatever was logged at it; a cell nobody filled is empty."""
@@ -21,7 +23,7 @@ class MetricsFile(Logger):
         super().__init__()
         self.path = path
         self.columns: list[str] = []
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             self._start_from([row for row in read_rows(path) if int(row["step"]) <= keep_up_to_step])
 
     def _start_from(self, rows: list[dict[str, str]]) -> None:

@@ -21,7 +21,7 @@ Batch = dict[str, Tensor]
 
 
 class LanguageModule(L.LightningModule):
-    """`loss_sum` and `micro_batches` accumulate one optimizer step's training loss on the device; a logger clears them."""
+    """`loss_sum` and `micro_batches` gather one optimizer step's training loss on the device; Telemetry clears them."""
 
     def __init__(
         self, model: LanguageModel, optim: OptimSettings, trainer: TrainerSettings, *, end_of_document: int

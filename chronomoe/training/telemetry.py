@@ -57,6 +57,7 @@ class Telemetry(L.Callback):
 
     @torch.no_grad()
     def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:
+        assert module.gradient_norm is not None  # clipping ran before the step that is logged here
         loss = module.loss_sum / module.micro_batches
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(loss)

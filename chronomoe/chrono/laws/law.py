@@ -22,7 +22,8 @@ from chronomoe.settings import setting
 
 State = dict[str, Tensor]
 Signals = dict[str, Tensor]
-"""`pressure_LE` and `lens_LE` as they enter the bias (logits), `coherence_L`, `coherence_change_L`, `gate_L`: what a law has."""
+"""`pressure_LE` and `lens_LE` as they enter the bias (logits), `coherence_L`, `coherence_change_L`, `gate_L`: what a
+law has."""
 
 
 class Field(NamedTuple):

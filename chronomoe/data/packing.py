@@ -1,0 +1,241 @@
+"""A corpus as two rows of token ids on disk, memory-mapped: each document followed by the end-of-document token.
+
+    train.tokens  val.tokens    raw little-endian uint16, or uint32 for vocabularies above 65,536
+    train.npz  val.npz          where each document starts, and its domain
+    unigram_counts.npy          how often each token id occurs in the training split
+    tokenizer/  corpus.json     the tokenizer, and what the folder holds; written last
+
+`prepare_corpus` makes such a folder once and afterwards only opens it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_only
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from chronomoe.data.cache import CorpusCache, fingerprint
+from chronomoe.data.corpus import SOURCES, documents_hash, hold_out, read_documents
+from chronomoe.data.document import Document
+from chronomoe.data.sampler import num_blocks
+from chronomoe.data.settings import DataSettings
+from chronomoe.data.tokenizer import (
+    LanguageTokenizer,
+    check_vocabulary,
+    encode,
+    load_tokenizer,
+    save_tokenizer,
+    tokenizer_content,
+    tokenizer_signature,
+    train_tokenizer,
+)
+from chronomoe.settings import InputError
+
+FORMAT = 1
+"""Raise it when the same documents would be packed differently: older folders are then left alone and not found."""
+PIECE_CHARS = 1_000_000
+"""Longer documents are tokenised in pieces of whole lines, so that they too run in parallel in bounded memory."""
+BATCH_CHARS = 4_000_000
+
+
+class DocumentIndex(NamedTuple):
+    starts: np.ndarray
+    """int64 [documents]: offset of each document's first token."""
+    domains: np.ndarray
+    """uint8 [documents]: index into `PackedCorpus.domains`."""
+
+
+class PackedCorpus:
+    """Read-only view of one packed folder. Opening maps the files and reads none of the tokens."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        facts = json.loads((directory / "corpus.json").read_text(encoding="utf-8"))
+        self.content_hash: str = facts["content_hash"]
+        self.vocab_size: int = facts["vocab_size"]
+        self.eos_id: int = facts["eos_id"]
+        self.domains: list[str] = facts["domains"]
+        self.train_tokens = np.memmap(directory / "train.tokens", dtype=facts["dtype"], mode="r")
+        self.val_tokens = np.memmap(directory / "val.tokens", dtype=facts["dtype"], mode="r")
+
+    def __reduce__(self) -> tuple[type[PackedCorpus], tuple[Path]]:
+        return PackedCorpus, (self.directory,)  # a loader process maps the files again instead of receiving a copy
+
+    @property
+    def train_documents(self) -> DocumentIndex:
+        return self._documents("train")
+
+    @property
+    def val_documents(self) -> DocumentIndex:
+        return self._documents("val")
+
+    def _documents(self, split: str) -> DocumentIndex:
+        with np.load(self.directory / f"{split}.npz") as arrays:
+            return DocumentIndex(arrays["starts"], arrays["domains"])
+
+    def unigram_log_probs(self) -> np.ndarray:
+        """float32 [vocab]: ln((count + 1) / (tokens + vocab)) over the training split, the context-free baseline."""
+        counts = np.load(self.directory / "unigram_counts.npy").astype(np.float64)
+        return np.log((counts + 1) / (counts.sum() + self.vocab_size)).astype(np.float32)
+
+    def tokenizer(self) -> Tokenizer:
+        return load_tokenizer(str(self.directory / "tokenizer")).tokenizer
+
+
+def prepare_corpus(settings: DataSettings, *, model_vocab_size: int) -> PackedCorpus:
+    """The packed corpus of `settings`, made now or found in the cache; says which on standard error.
+
+    Raises InputError if the documents cannot be read, the model's vocabulary is too small for the tokenizer, or the
+    splits are too short for one optimizer step or one evaluation.
+    """
+    started = time.perf_counter()
+    cache = CorpusCache(settings.cache_dir)
+    request = fingerprint(
+        [
+            FORMAT,
+            [settings.source, SOURCES[settings.source].signature(settings)],
+            tokenizer_signature(settings.tokenizer, settings.vocab_size),
+            [settings.val_fraction, settings.max_documents],
+        ]
+    )
+    folder = cache.find(request)
+    verb = "reused"
+    if folder is None:
+        if settings.tokenizer is None:
+            check_vocabulary(settings.vocab_size, model_vocab_size)
+        with cache.writing():
+            folder = cache.find(request)  # another process may have packed it while this one waited
+            if folder is None:
+                folder = _pack(settings, cache, request, model_vocab_size)
+                verb = "prepared"
+
+    corpus = PackedCorpus(folder)
+    check_vocabulary(corpus.vocab_size, model_vocab_size)
+    check_length(corpus, settings)
+    _say(
+        f"data: {verb} {settings.source}: {len(corpus.train_tokens):,} training and {len(corpus.val_tokens):,} "
+        f"validation tokens, vocabulary {corpus.vocab_size:,}, {time.perf_counter() - started:.1f} s, {folder}"
+    )
+    return corpus
+
+
+def check_length(corpus: PackedCorpus, settings: DataSettings) -> None:
+    """Raise InputError unless there is a full batch to train on and a full evaluation to validate on."""
+    train_blocks = num_blocks(len(corpus.train_tokens), settings.seq_len)
+    if train_blocks < settings.batch_size:
+        raise InputError(
+            f"data.batch_size={settings.batch_size}: the {len(corpus.train_tokens):,} training tokens hold "
+            f"{train_blocks} sequences of data.seq_len={settings.seq_len}: give more text or smaller values"
+        )
+    val_blocks = num_blocks(len(corpus.val_tokens), settings.seq_len)
+    if val_blocks < settings.val_sequences:
+        raise InputError(
+            f"data.val_sequences={settings.val_sequences}: the {len(corpus.val_tokens):,} validation tokens hold "
+            f"{val_blocks} sequences of data.seq_len={settings.seq_len}: "
+            f"set data.val_sequences={max(1, val_blocks)} or a larger data.val_fraction"
+        )
+
+
+def _pack(settings: DataSettings, cache: CorpusCache, request: str, model_vocab_size: int) -> Path:
+    language = load_tokenizer(settings.tokenizer) if settings.tokenizer else None
+    if language is not None:
+        check_vocabulary(language.vocab_size, model_vocab_size)
+    documents = read_documents(settings)
+    splits = dict(zip(("train", "val"), hold_out(documents, settings.val_fraction), strict=True))
+
+    spelling = tokenizer_content(language) if language else ["byte-level-bpe", settings.vocab_size]
+    content_hash = fingerprint([FORMAT, spelling, [documents_hash(split) for split in splits.values()]])
+    target = cache.folder(content_hash)
+    if not target.is_dir():
+        language = language or train_tokenizer((document.text for document in splits["train"]), settings.vocab_size)
+        with cache.new_folder(content_hash) as folder:
+            write_corpus(folder, splits, language, content_hash)
+    cache.remember(request, content_hash)
+    return target
+
+
+def write_corpus(
+    folder: Path, splits: dict[str, list[Document]], language: LanguageTokenizer, content_hash: str
+) -> None:
+    """Fill the empty `folder` with the packed "train" and "val" documents of `splits`."""
+    domains = sorted({document.domain for split in splits.values() for document in split})
+    dtype = "<u2" if language.vocab_size <= 2**16 else "<u4"
+    counts = np.zeros(language.vocab_size, dtype=np.int64)
+    total = sum(len(document.text) for split in splits.values() for document in split)
+    with tqdm(
+        total=total, desc="data: tokenising", unit="char", unit_scale=True, disable=None, leave=False
+    ) as progress:
+        for name, documents in splits.items():
+            lengths = np.zeros(len(documents), dtype=np.int64)
+            with open(folder / f"{name}.tokens", "wb") as file:
+                for batch in _batches(documents):
+                    tokens: list[int] = []
+                    encoded = encode(language.tokenizer, [piece.text for piece in batch])
+                    for piece, ids in zip(batch, encoded, strict=True):
+                        if piece.is_last:
+                            ids.append(language.eos_id)
+                        tokens += ids
+                        lengths[piece.document] += len(ids)
+                    row = np.array(tokens, dtype=dtype)
+                    row.tofile(file)
+                    if name == "train":
+                        counts += np.bincount(row, minlength=len(counts))
+                    progress.update(sum(len(piece.text) for piece in batch))
+            labels = np.array([domains.index(document.domain) for document in documents], dtype=np.uint8)
+            np.savez(folder / f"{name}.npz", starts=np.cumsum(lengths) - lengths, domains=labels)
+
+    np.save(folder / "unigram_counts.npy", counts)
+    save_tokenizer(language, folder / "tokenizer")
+    facts = {
+        "content_hash": content_hash,
+        "vocab_size": language.vocab_size,
+        "eos_id": language.eos_id,
+        "dtype": dtype,
+        "domains": domains,
+        "num_documents": {name: len(documents) for name, documents in splits.items()},
+    }
+    (folder / "corpus.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+
+class Piece(NamedTuple):
+    document: int
+    text: str
+    is_last: bool
+
+
+def _batches(documents: list[Document]) -> Iterator[list[Piece]]:
+    """The pieces of all documents in order, in batches of about `BATCH_CHARS`."""
+    batch: list[Piece] = []
+    chars = 0
+    for number, document in enumerate(documents):
+        for text, is_last in _pieces(document.text):
+            batch.append(Piece(number, text, is_last))
+            chars += len(text)
+            if chars >= BATCH_CHARS:
+                yield batch
+                batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _pieces(text: str) -> Iterator[tuple[str, bool]]:
+    """`text` in pieces of at most `PIECE_CHARS`, cut at line ends where there are any, and which one is the last."""
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        end = text.rfind("\n", start, start + PIECE_CHARS) + 1 or start + PIECE_CHARS
+        yield text[start:end], False
+        start = end
+    yield text[start:], True
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
