@@ -246,7 +246,7 @@ def check_chrono(config: TrainConfig) -> None:
         )
     if chrono.layer_scales and len(chrono.layer_scales) != model.num_layers:
         raise InputError(
-            f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} MoE layers: give each one"
+            f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} layers: give one each"
         )
     if any(scale < 0 for scale in chrono.layer_scales):
         raise InputError(f"chrono.layer_scales={chrono.layer_scales}: a scale is at least 0")

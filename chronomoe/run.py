@@ -127,9 +127,9 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     """One process's part of the training; the first process also writes the results and returns the summary."""
     import lightning as L
 
+    from chronomoe import assembly
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
-    from chronomoe.training import assembly
     from chronomoe.training.devices import choose_hardware
     from chronomoe.training.loggers import close_wandb
 

@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from chronomoe.assembly import Parts
 from chronomoe.config import TrainConfig, config_hash
 from chronomoe.data.datamodule import LanguageDataModule
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.data.settings import DataSettings
 from chronomoe.model.sizing import size_of
 from chronomoe.settings import InputError, RunFailed
-from chronomoe.training.assembly import Parts
 
 LATE_STEPS = 50
 

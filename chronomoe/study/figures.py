@@ -5,6 +5,7 @@
 | `loss.png` | training and validation loss against step, with the unigram model's loss |
 | `coherence.png` | coherence of every MoE layer against step, with the training loss on a second axis |
 | `usage.png` | utilisation of every expert over time, one panel a layer |
+| `layers.png` | utilisation of every expert in every layer, over the last records |
 | `control.png` | lens, pressure and bias of every expert over time, one row a layer |
 
 A figure whose record is missing is not drawn.
@@ -42,6 +43,7 @@ WIDTH = 7.6  # inches: 1140 pixels, about what a README shows
 USAGE_BINS = 300
 CONTROL_POINTS = 600
 MAX_CONTROL_LAYERS = 6
+LATE_RECORDS = 50
 STEP_LABEL = "optimizer step"
 
 
@@ -49,7 +51,13 @@ def draw_run(run: Run) -> list[Path]:
     """Write every figure the run has records for to `figures/`; returns the files."""
     folder = run.directory / "figures"
     folder.mkdir(exist_ok=True)
-    drawings = {"loss": draw_loss, "coherence": draw_coherence, "usage": draw_usage, "control": draw_control}
+    drawings = {
+        "loss": draw_loss,
+        "coherence": draw_coherence,
+        "usage": draw_usage,
+        "layers": draw_layers,
+        "control": draw_control,
+    }
     written = []
     for name, draw in drawings.items():
         figure = draw(run)
@@ -102,7 +110,6 @@ def draw_coherence(run: Run) -> Figure | None:
 
 
 def draw_usage(run: Run) -> Figure | None:
-    from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
 
     if run.routing is None:
@@ -117,9 +124,7 @@ def draw_usage(run: Run) -> Figure | None:
     pooled = pool_counts(run.routing.step, run.routing.tokens_per_expert, USAGE_BINS)
     shown = utilisation(pooled.counts)  # [bins, L, E]
     top = utilisation_top(shown)
-    colours = LinearSegmentedColormap.from_list("utilisation", utilisation_scale(top), N=512).with_extremes(
-        bad=PALE_GREY
-    )
+    colours = utilisation_colours(top)
     for layer, axes in enumerate(grid.flat[:num_layers]):
         expert_edges = np.arange(num_experts + 1) - 0.5
         mesh = axes.pcolormesh(pooled.edges, expert_edges, shown[:, layer].T, cmap=colours, vmin=0, vmax=top)
@@ -133,11 +138,45 @@ def draw_usage(run: Run) -> Figure | None:
         axes.set_visible(False)
     figure.supxlabel(STEP_LABEL, fontsize=10)
     figure.supylabel("expert", fontsize=10)
-    extend = "max" if np.nanmax(shown, initial=0) > top else "neither"
-    bar = figure.colorbar(mesh, ax=grid, extend=extend, pad=0.015, aspect=bar_aspect(figure))
-    bar.set_label("utilisation  (1 = fair share, 0 = idle)")
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    add_utilisation_bar(figure, mesh, grid, clipped=bool(np.nanmax(shown, initial=0) > top))
     return figure
+
+
+def draw_layers(run: Run) -> Figure | None:
+    """Layers x experts over the last `LATE_RECORDS` records: who is busy now."""
+    from matplotlib.ticker import MaxNLocator
+
+    if run.routing is None:
+        return None
+    counts = run.routing.tokens_per_expert[-LATE_RECORDS:].sum(axis=0)
+    shown = utilisation(counts)  # [L, E]
+    top = utilisation_top(shown)
+    figure = new_figure(max(2.4, 0.3 * len(shown) + 1.6), findings.layers(shown), run)
+    axes = figure.add_subplot()
+    image = axes.imshow(shown, cmap=utilisation_colours(top), vmin=0, vmax=top, aspect="auto")
+    axes.spines[:].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(colors=SLATE, labelsize=9)
+    axes.set_xlabel("expert")
+    axes.set_ylabel("MoE layer")
+    add_utilisation_bar(figure, image, axes, clipped=bool(np.nanmax(shown, initial=0) > top))
+    return figure
+
+
+def utilisation_colours(top: float) -> Any:
+    """The diverging map of utilisation, white at the fair share."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("utilisation", utilisation_scale(top), N=512).with_extremes(bad=PALE_GREY)
+
+
+def add_utilisation_bar(figure: Figure, mappable: Any, axes: Any, *, clipped: bool) -> None:
+    bar = figure.colorbar(
+        mappable, ax=axes, extend="max" if clipped else "neither", pad=0.015, aspect=bar_aspect(figure)
+    )
+    bar.set_label("utilisation  (1 = fair share)")
+    bar.outline.set_visible(False)  # type: ignore[operator]
 
 
 def draw_control(run: Run) -> Figure | None:

@@ -28,28 +28,19 @@ COHERENCE_SCALES = {
 
 def identity(run: Run) -> str:
     """Which run this is, for the second line of a figure: law, shape, data, seed."""
-    parts = [law(run), shape(run)]
-    if run.setting("data.source"):
-        parts.append(f"data {data(run)}")
-    if run.setting("seed") is not None:
-        parts.append(f"seed {run.setting('seed')}")
-    return "  ·  ".join(part for part in parts if part)
-
-
-def law(run: Run) -> str:
-    return f"law {run.setting('chrono.law') or 'none'}"
+    return "  ·  ".join(
+        [f"law {run.setting('chrono.law')}", shape(run), f"data {data(run)}", f"seed {run.setting('seed')}"]
+    )
 
 
 def shape(run: Run) -> str:
-    """`2 layers × 8 experts, top-2`, as far as the configuration says."""
+    """`2 layers × 8 experts, top-2` or `2 layers, dense`."""
     layers, experts, top_k = (run.setting(key) for key in ("model.num_layers", "model.num_experts", "router.top_k"))
-    moe = bool(experts and experts > 1)
-    parts = [f"{layers} layers" if layers else "", f"{experts} experts" if moe else "dense"]
-    return " × ".join(part for part in parts if part) + (f", top-{top_k}" if moe and top_k else "")
+    return f"{layers} layers × {experts} experts, top-{top_k}" if experts and experts > 1 else f"{layers} layers, dense"
 
 
 def data(run: Run) -> str:
-    return str(run.setting("data.name") or run.setting("data.path") or run.setting("data.source") or "unknown")
+    return str(run.setting("data.name") or run.setting("data.path") or run.setting("data.source"))
 
 
 def loss(run: Run) -> str:
@@ -93,6 +84,15 @@ def usage(run: Run, layer: int | None = None) -> str:
     return (
         f"Busiest expert {np.nanmax(first):.2f} → {np.nanmax(last):.2f} × its fair share, "
         f"least used {np.nanmin(first):.2f} → {np.nanmin(last):.2f} ×"
+    )
+
+
+def layers(shown: NDArray[np.float64]) -> str:
+    """The busiest and the least used expert in utilisation [L, E], by layer and number."""
+    busy, idle = (np.unravel_index(pick(shown), shown.shape) for pick in (np.nanargmax, np.nanargmin))
+    return (
+        f"Busiest: layer {busy[0]} expert {busy[1]} at {shown[busy]:.2f} × its fair share; "
+        f"least used: layer {idle[0]} expert {idle[1]} at {shown[idle]:.2f} ×"
     )
 
 

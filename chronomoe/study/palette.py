@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 BLACK, ORANGE, SKY_BLUE, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-BLUE, VERMILION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#8C8C8C"
+BLUE, VERMILION, PURPLE, BROWN = "#0072B2", "#D55E00", "#CC79A7", "#5F3D00"
 PALE_BLUE, PALE_GREY, SLATE = "#A9CFE8", "#C9CDD2", "#57606A"
 
-# Okabe and Ito's yellow is too pale for a line on white: grey stands in for it.
-EXPERTS = (BLUE, VERMILION, GREEN, ORANGE, SKY_BLUE, PURPLE, BLACK, GREY)
+# Okabe and Ito's yellow is too pale for a line on white: brown stands in for it.
+EXPERTS = (BLUE, VERMILION, GREEN, ORANGE, SKY_BLUE, PURPLE, BLACK, BROWN)
 VIRIDIS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#B5C91F")
 UTILISATION = ("#08306B", "#2F7FBC", "#A9CFE8", "#FAFAF8", "#F5B78A", "#D55E00", "#7A2B00")
 

@@ -55,7 +55,7 @@ def new_layout(ylabel: str, colour: str = SLATE) -> View:
         "plot_bgcolor": "rgba(0,0,0,0)",
         "hovermode": "x unified",
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
-        "xaxis": axis("optimizer step") | {"tickformat": ",d", "hoverformat": ",d"},
+        "xaxis": axis("optimizer step") | {"tickformat": ",~f"},
         "yaxis": axis(ylabel, colour),
     }
 

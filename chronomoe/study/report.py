@@ -45,7 +45,7 @@ def render(run: Run) -> str:
         blocks.section("Configuration", blocks.configuration(run), blocks.provenance(run)),
     ]
     shown = [*curves, *layers, *([metrics] if metrics else [])]
-    return page(f"{findings.law(run)} · {run.directory.name}", body, shown)
+    return page(findings.identity(run), body, shown)
 
 
 def page(title: str, body: Iterable[str], shown: Iterable[Chart]) -> str:

@@ -169,7 +169,8 @@ def read_routing(path: Path) -> Routing | None:
     tokens = arrays["tokens_per_expert"]
     controls = {name: arrays[name] for name in CONTROLS if name in arrays}
     shapes_fit = tokens.ndim == 3 and arrays["step"].shape == tokens.shape[:1]
-    if not shapes_fit or any(control.shape != tokens.shape for control in controls.values()):
+    shapes_fit = shapes_fit and all(control.shape == tokens.shape for control in controls.values())
+    if not shapes_fit or arrays.get("coherence", tokens[:, :, 0]).shape != tokens.shape[:2]:
         raise InputError(f"{path}: arrays of different lengths; delete the file to read the run without it")
     if tokens.size == 0:
         return None

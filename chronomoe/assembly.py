@@ -17,6 +17,7 @@ from chronomoe.config import TrainConfig, config_hash
 from chronomoe.data.datamodule import LanguageDataModule
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.model.lm import LanguageModel
+from chronomoe.study.live import RoutingPictures
 from chronomoe.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, read_checkpoint
 from chronomoe.training.devices import Hardware
 from chronomoe.training.interruption import StopWhenAsked
@@ -50,6 +51,8 @@ def assemble(
     # Order matters: the controller ticks, telemetry reads it, and only what telemetry found sound is saved.
     callbacks: list[L.Callback] = [chronovisor] if chronovisor else []
     callbacks += [telemetry, ProgressBar(telemetry, settings.max_steps), StopWhenAsked(checkpoints / "last.ckpt")]
+    if chronovisor and (config.logger.tensorboard or config.logger.wandb):
+        callbacks.append(RoutingPictures(chronovisor, run_dir, config.logger.pictures_every_steps))
     callbacks += checkpoint_callbacks(checkpoints, settings)
     from_step = read_checkpoint(Path(config.ckpt_path))["global_step"] if config.ckpt_path else 0
     run_id = f"{config_hash(config)}-{hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:6]}"
