@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -87,6 +88,13 @@ def settle(cfg: DictConfig) -> Any:
     for key, value, field in walk(settings):
         check_range(key, value, field)
     return settings
+
+
+def compose_config(overrides: list[str]) -> TrainConfig:
+    """The config `python train.py <overrides>` would run, from the project's own `configs/`."""
+    register()
+    with initialize_config_dir(str(Path(__file__).parents[1] / "configs"), version_base="1.3"):
+        return parse(compose("train", overrides))
 
 
 def load_config(path: Path) -> TrainConfig:

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from chronomoe.config import all_keys, parse, register, settle, unknown_key
-from chronomoe.settings import InputError, RunFailed
+from chronomoe.settings import InputError, RunFailed, Stopped
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
 
@@ -29,7 +29,7 @@ def guarded(main: Callable[[], Any]) -> None:
     register()
     try:
         main()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Stopped):
         sys.exit(STOPPED)
     except InputError as error:
         leave(str(error), WRONG_INPUT)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from chronomoe.config import TrainConfig, config_hash, load_config
-from chronomoe.settings import InputError
+from chronomoe.settings import InputError, Stopped
 from chronomoe.training.launch import is_first_process, launched
 
 
@@ -92,7 +92,7 @@ def check_writable(run_dir: Path) -> None:
 def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     """Train and write everything; returns the summary. Also callable without Hydra.
 
-    Raises what ended the run, after the run directory says so: InputError, RunFailed, KeyboardInterrupt or a bug.
+    Raises what ended the run, after the run directory says so: InputError, RunFailed, Stopped or a bug.
     """
     from chronomoe.summary import failure_summary, write_summary
 
@@ -107,7 +107,7 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
         with launched(run_dir, config.trainer.devices):
             summary = train(config, run_dir, started)
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
+        stopped = isinstance(error, (KeyboardInterrupt, Stopped))
         write_summary(run_dir, failure_summary(config, error, stopped, time.perf_counter() - started))
         raise
     return summary

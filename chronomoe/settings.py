@@ -21,6 +21,13 @@ class RunFailed(RuntimeError):
     """A run ended by itself for a known reason. The message is one line."""
 
 
+class Stopped(BaseException):
+    """The user stopped a run and its state is saved.
+
+    No KeyboardInterrupt, which Lightning turns into exit code 1, and no Exception, after which a multirun would go on.
+    """
+
+
 def setting(
     default: Any = MISSING,
     *,

@@ -32,6 +32,7 @@ from chronomoe.data.tokenizer import (
     check_vocabulary,
     encode,
     load_tokenizer,
+    pieces,
     save_tokenizer,
     tokenizer_content,
     tokenizer_signature,
@@ -41,9 +42,8 @@ from chronomoe.settings import InputError
 
 FORMAT = 1
 """Raise it when the same documents would be packed differently: older folders are then left alone and not found."""
-PIECE_CHARS = 1_000_000
-"""Longer documents are tokenised in pieces of whole lines, so that they too run in parallel in bounded memory."""
-BATCH_CHARS = 4_000_000
+BATCH_CHARS = 1_000_000
+"""Text tokenised at once, in parallel; more takes memory and gains nothing."""
 
 
 class DocumentIndex(NamedTuple):
@@ -216,24 +216,15 @@ def _batches(documents: list[Document]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     chars = 0
     for number, document in enumerate(documents):
-        for text, is_last in _pieces(document.text):
-            batch.append(Piece(number, text, is_last))
-            chars += len(text)
+        *firsts, last = pieces(document.text)
+        for piece in [*(Piece(number, text, False) for text in firsts), Piece(number, last, True)]:
+            batch.append(piece)
+            chars += len(piece.text)
             if chars >= BATCH_CHARS:
                 yield batch
                 batch, chars = [], 0
     if batch:
         yield batch
-
-
-def _pieces(text: str) -> Iterator[tuple[str, bool]]:
-    """`text` in pieces of at most `PIECE_CHARS`, cut at line ends where there are any, and which one is the last."""
-    start = 0
-    while len(text) - start > PIECE_CHARS:
-        end = text.rfind("\n", start, start + PIECE_CHARS) + 1 or start + PIECE_CHARS
-        yield text[start:end], False
-        start = end
-    yield text[start:], True
 
 
 @rank_zero_only

@@ -22,7 +22,10 @@ from chronomoe.settings import InputError
 
 END_OF_DOCUMENT = "<|endoftext|>"
 MAX_TRAINING_CHARS = 32_000_000
-"""A BPE is trained on the first this many characters of the training split; more hardly changes its merges."""
+"""A BPE is trained on about the first this many characters of the training split; more hardly changes its merges."""
+
+PIECE_CHARS = 100_000
+"""Longer texts are worked on in pieces of whole lines, so that they too run in parallel and in bounded memory."""
 
 
 class LanguageTokenizer(NamedTuple):
@@ -111,6 +114,16 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
     return (encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False))
 
 
+def pieces(text: str) -> Iterator[str]:
+    """`text` in one or more pieces of at most `PIECE_CHARS`, cut at line ends where there are any."""
+    start = 0
+    while len(text) - start > PIECE_CHARS:
+        end = text.rfind("\n", start, start + PIECE_CHARS) + 1 or start + PIECE_CHARS
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
 def check_vocabulary(tokenizer_size: int, model_vocab_size: int) -> None:
     if tokenizer_size > model_vocab_size:
         raise InputError(
@@ -132,12 +145,15 @@ def _downloaded(name: str) -> Path:
         return path.parent
     except Exception as error:  # the client and its transport share no base class
         fault = str(error).strip().splitlines()[0]
-        raise InputError(f"data.tokenizer={name} is no folder, nor to be had from the hub: {fault}") from error
+        raise InputError(
+            f"data.tokenizer={name} is no folder, and not to be had from the hub ({fault}): give a folder"
+        ) from error
 
 
 def _first(texts: Iterable[str], max_chars: int) -> Iterator[str]:
     for text in texts:
-        if max_chars <= 0:
-            return
-        yield text[:max_chars]
-        max_chars -= len(text)
+        for piece in pieces(text):
+            if max_chars <= 0:
+                return
+            yield piece
+            max_chars -= len(piece)

@@ -16,7 +16,7 @@ from torch.nn.functional import grouped_mm, silu
 def grouped_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
     """All experts in two grouped products; group borders stay on the device, so nothing waits for the host."""
     ends_E = tokens_per_expert_E.cumsum(0).to(torch.int32)
-    gate_NF, up_NF = grouped_mm(x_ND, gate_up_EFD.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
+    gate_NF, up_NF = grouped_mm(x_ND.contiguous(), gate_up_EFD.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
     return grouped_mm(silu(gate_NF) * up_NF, down_EDF.transpose(1, 2), offs=ends_E)
 
 

@@ -167,14 +167,17 @@ def read_routing(path: Path) -> Routing | None:
     if "step" not in arrays or "tokens_per_expert" not in arrays:
         raise InputError(f"{path}: lacks `step` or `tokens_per_expert`; delete the file to read the run without it")
     tokens = arrays["tokens_per_expert"]
-    controls = {name: arrays[name] for name in CONTROLS if name in arrays}
-    shapes_fit = tokens.ndim == 3 and arrays["step"].shape == tokens.shape[:1]
-    shapes_fit = shapes_fit and all(control.shape == tokens.shape for control in controls.values())
-    if not shapes_fit or arrays.get("coherence", tokens[:, :, 0]).shape != tokens.shape[:2]:
-        raise InputError(f"{path}: arrays of different lengths; delete the file to read the run without it")
     if tokens.size == 0:
         return None
-    return Routing(step=arrays["step"], tokens_per_expert=tokens, coherence=arrays.get("coherence"), controls=controls)
+    shapes = {"step": tokens.shape[:1], "coherence": tokens.shape[:2]} | dict.fromkeys(CONTROLS, tokens.shape)
+    if tokens.ndim != 3 or any(arrays[name].shape != shape for name, shape in shapes.items() if name in arrays):
+        raise InputError(f"{path}: arrays of different lengths; delete the file to read the run without it")
+    return Routing(
+        step=arrays["step"],
+        tokens_per_expert=tokens,
+        coherence=arrays.get("coherence"),
+        controls={name: arrays[name] for name in CONTROLS if name in arrays},
+    )
 
 
 def unreadable(path: Path, error: Exception) -> InputError:

@@ -9,9 +9,11 @@ from typing import Any
 
 import lightning as L
 
+from chronomoe.settings import Stopped
+
 
 class StopWhenAsked(L.Callback):
-    """A first signal asks for an orderly stop; a second one is obeyed at once. Raises KeyboardInterrupt when saved."""
+    """A first signal asks for an orderly stop; a second one is obeyed at once. Raises Stopped when saved."""
 
     def __init__(self, last_checkpoint: Path) -> None:
         self.last_checkpoint = last_checkpoint
@@ -19,14 +21,16 @@ class StopWhenAsked(L.Callback):
         self._before: dict[signal.Signals, Any] = {}
         self._steps_done = 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._steps_done = trainer.global_step
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._ask)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._steps_done = trainer.global_step
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            raise KeyboardInterrupt
+            raise Stopped
         self.asked = True
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -38,9 +42,15 @@ class StopWhenAsked(L.Callback):
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
             trainer.save_checkpoint(self.last_checkpoint)
-            raise KeyboardInterrupt
+            raise Stopped
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()  # Lightning calls no teardown hook after an exception
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
