@@ -50,10 +50,10 @@ def assemble(
     checkpoints = run_dir / "checkpoints"
     # Order matters: the controller ticks, telemetry reads it, and only what telemetry found sound is saved.
     callbacks: list[L.Callback] = [chronovisor] if chronovisor else []
-    callbacks += [telemetry, ProgressBar(telemetry, settings.max_steps), StopWhenAsked(checkpoints / "last.ckpt")]
+    callbacks += [telemetry, ProgressBar(telemetry, settings.max_steps)]
     if chronovisor and (config.logger.tensorboard or config.logger.wandb):
         callbacks.append(RoutingPictures(chronovisor, run_dir, config.logger.pictures_every_steps))
-    callbacks += checkpoint_callbacks(checkpoints, settings)
+    callbacks += [*checkpoint_callbacks(checkpoints, settings), StopWhenAsked(settings, checkpoints / "last.ckpt")]
     from_step = read_checkpoint(Path(config.ckpt_path))["global_step"] if config.ckpt_path else 0
     run_id = f"{config_hash(config)}-{hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:6]}"
     trainer = L.Trainer(

@@ -6,12 +6,15 @@ Exit codes: 0 done, 1 failed while running, 2 the input was wrong, 130 stopped b
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
@@ -64,8 +67,8 @@ def unknown_option(text: str) -> str:
     """From Hydra's listing of a group's options: name the group, the options, and the nearest."""
     wanted = re.search(r"Could not find '([^']+)'", text)
     group, _, option = wanted.group(1).rpartition("/") if wanted else ("", "", "")
-    listed = [line.strip() for line in text.partition("Available options")[2].splitlines()[1:]]
-    options = [name for name in listed if name and not name.startswith("base_")]
+    listed = text.partition("Available options")[2].partition("Config search path")[0].splitlines()[1:]
+    options = [name.strip() for name in listed if name.strip() and not name.strip().startswith("base_")]
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"; did you mean {group}={near[0]}?" if near else ""
     return f"{group}={option} does not exist: there are {', '.join(options)}{hint}"
@@ -115,3 +118,25 @@ class BeforeRun(Callback):
             preflight(task, config.hydra.run.dir)
         except InputError as error:
             leave(str(error), WRONG_INPUT)  # SystemExit: Hydra would swallow any other exception here
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Refuse a multirun as a whole if one of its points is wrong: better now than after the points before it."""
+        from chronomoe.run import preflight
+
+        try:
+            for overrides in points(config):
+                preflight(parse(compose(config.hydra.job.config_name, overrides)), config.hydra.sweep.dir, quiet=True)
+        except InputError as error:
+            leave(f"{' '.join(overrides)}: {error}", WRONG_INPUT)
+        except (HydraException, OmegaConfBaseException) as error:
+            leave(explain(error), WRONG_INPUT)
+
+
+def points(config: DictConfig) -> Iterator[list[str]]:
+    """The overrides of every job of a multirun: the product of its axes, as Hydra's basic sweeper forms it."""
+    axes = []
+    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        swept = override.is_discrete_sweep()
+        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
+        axes.append([f"{override.get_key_element()}={value}" for value in values])
+    yield from map(list, itertools.product(*axes))

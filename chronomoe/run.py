@@ -55,8 +55,8 @@ def saved_hash(config_yaml: Path) -> str | None:
         return None  # written by another version
 
 
-def preflight(config: TrainConfig, run_dir: str | Path) -> None:
-    """Everything that can be refused before a run directory exists. Raises InputError."""
+def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> None:
+    """Everything that can be refused before a run directory exists. Raises InputError; says sizes unless quiet."""
     import torch
 
     from chronomoe.data.packing import prepare_corpus
@@ -70,12 +70,13 @@ def preflight(config: TrainConfig, run_dir: str | Path) -> None:
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router)
     size = measure(model, config.router.top_k)
-    say(f"model: {config.model.num_layers} layers x {config.model.num_experts} experts: {size}")
+    if not quiet:
+        say(f"model: {config.model.num_layers} layers x {config.model.num_experts} experts: {size}")
     check_memory(size, config.trainer, hardware)
     if config.ckpt_path is not None:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         check_resumable(Path(config.ckpt_path), shapes, config.trainer.max_steps)
-    prepare_corpus(config.data, model_vocab_size=config.model.vocab_size)
+    prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)
 
 
 def check_writable(run_dir: Path) -> None:
@@ -125,7 +126,7 @@ def say(message: str) -> None:
 
 def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     """One process's part of the training; the first process also writes the results and returns the summary."""
-    import lightning as L
+    import torch
 
     from chronomoe import assembly
     from chronomoe.data.packing import prepare_corpus
@@ -135,8 +136,8 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
 
     quiet_lightning()
     hardware = choose_hardware(config.trainer)
-    corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size)
-    L.seed_everything(config.seed, verbose=False)
+    corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
+    torch.manual_seed(config.seed)
     model = LanguageModel(config.model, config.router, config.chrono.actuation)
     if is_first_process():
         shutil.copytree(corpus.directory / "tokenizer", run_dir / "tokenizer", dirs_exist_ok=True)

@@ -90,8 +90,9 @@ class PackedCorpus:
         return load_tokenizer(str(self.directory / "tokenizer")).tokenizer
 
 
-def prepare_corpus(settings: DataSettings, *, model_vocab_size: int) -> PackedCorpus:
-    """The packed corpus of `settings`, made now or found in the cache; says which on standard error.
+def prepare_corpus(settings: DataSettings, *, model_vocab_size: int, quiet: bool = False) -> PackedCorpus:
+    """The packed corpus of `settings`, made now or found in the cache; says which on standard error
+    (when `quiet`, only what it made).
 
     Raises InputError if the documents cannot be read, the model's vocabulary is too small for the tokenizer, or the
     splits are too short for one optimizer step or one evaluation.
@@ -120,10 +121,11 @@ def prepare_corpus(settings: DataSettings, *, model_vocab_size: int) -> PackedCo
     corpus = PackedCorpus(folder)
     check_vocabulary(corpus.vocab_size, model_vocab_size)
     check_length(corpus, settings)
-    _say(
-        f"data: {verb} {settings.source}: {len(corpus.train_tokens):,} training and {len(corpus.val_tokens):,} "
-        f"validation tokens, vocabulary {corpus.vocab_size:,}, {time.perf_counter() - started:.1f} s, {folder}"
-    )
+    if verb == "prepared" or not quiet:
+        _say(
+            f"data: {verb} {settings.source}: {len(corpus.train_tokens):,} training and {len(corpus.val_tokens):,} "
+            f"validation tokens, vocabulary {corpus.vocab_size:,}, {time.perf_counter() - started:.1f} s, {folder}"
+        )
     return corpus
 
 

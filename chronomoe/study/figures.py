@@ -37,6 +37,7 @@ from chronomoe.study.series import pool_counts, smooth, smoothing_window, thin_i
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 DPI = 150
 WIDTH = 7.6  # inches: 1140 pixels, about what a README shows
@@ -110,8 +111,6 @@ def draw_coherence(run: Run) -> Figure | None:
 
 
 def draw_usage(run: Run) -> Figure | None:
-    from matplotlib.ticker import MaxNLocator
-
     if run.routing is None:
         return None
     num_layers, num_experts = run.routing.num_layers, run.routing.num_experts
@@ -130,9 +129,9 @@ def draw_usage(run: Run) -> Figure | None:
         mesh = axes.pcolormesh(pooled.edges, expert_edges, shown[:, layer].T, cmap=colours, vmin=0, vmax=top)
         axes.set_title(f"MoE layer {layer}", fontsize=9, loc="left")
         axes.spines[:].set_visible(False)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+        axes.yaxis.set_major_locator(whole_numbers())
         axes.tick_params(colors=SLATE, labelsize=9)
-    grid.flat[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    grid.flat[0].xaxis.set_major_locator(whole_numbers())
     grid.flat[0].invert_yaxis()  # shared: expert 0 on top in every panel
     for axes in grid.flat[num_layers:]:
         axes.set_visible(False)
@@ -144,19 +143,17 @@ def draw_usage(run: Run) -> Figure | None:
 
 def draw_layers(run: Run) -> Figure | None:
     """Layers x experts over the last `LATE_RECORDS` records: who is busy now."""
-    from matplotlib.ticker import MaxNLocator
-
     if run.routing is None:
         return None
     counts = run.routing.tokens_per_expert[-LATE_RECORDS:].sum(axis=0)
     shown = utilisation(counts)  # [L, E]
     top = utilisation_top(shown)
-    figure = new_figure(max(2.4, 0.3 * len(shown) + 1.6), findings.layers(shown), run)
+    figure = new_figure(max(3.0, 0.3 * len(shown) + 1.6), findings.layers(shown), run)
     axes = figure.add_subplot()
     image = axes.imshow(shown, cmap=utilisation_colours(top), vmin=0, vmax=top, aspect="auto")
     axes.spines[:].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(whole_numbers())
+    axes.yaxis.set_major_locator(whole_numbers())
     axes.tick_params(colors=SLATE, labelsize=9)
     axes.set_xlabel("expert")
     axes.set_ylabel("MoE layer")
@@ -261,12 +258,17 @@ def new_figure(height: float, finding: str, run: Run) -> Figure:
 
 def polish(axes: Axes, *, grid: bool = True) -> None:
     """Light frame, light grid, whole step numbers."""
-    from matplotlib.ticker import MaxNLocator
-
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[:].set_color(PALE_GREY)
     axes.tick_params(colors=SLATE, labelsize=9)
     axes.set_axisbelow(True)
     if grid:
         axes.grid(color=PALE_GREY, linewidth=0.5, alpha=0.6)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(whole_numbers())
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at as many whole numbers as there is room for."""
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)

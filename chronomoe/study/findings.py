@@ -91,8 +91,8 @@ def layers(shown: NDArray[np.float64]) -> str:
     """The busiest and the least used expert in utilisation [L, E], by layer and number."""
     busy, idle = (np.unravel_index(pick(shown), shown.shape) for pick in (np.nanargmax, np.nanargmin))
     return (
-        f"Busiest: layer {busy[0]} expert {busy[1]} at {shown[busy]:.2f} × its fair share; "
-        f"least used: layer {idle[0]} expert {idle[1]} at {shown[idle]:.2f} ×"
+        f"Busiest: layer {busy[0]} expert {busy[1]}, {shown[busy]:.2f} × its fair share; "
+        f"idlest: layer {idle[0]} expert {idle[1]}, {shown[idle]:.2f} ×"
     )
 
 

@@ -13,12 +13,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from chronomoe.settings import InputError
 from chronomoe.training.settings import TrainerSettings
+from chronomoe.training.step_end import StepEnd
 
 
 class CheckpointNotSaved(OSError):
@@ -65,17 +67,20 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     return checkpoint
 
 
-def checkpoint_callbacks(directory: Path, trainer: TrainerSettings) -> list[Callback]:
-    def every(steps: int, filename: str, keep: int) -> ModelCheckpoint:
-        return ModelCheckpoint(
-            directory,
-            filename=filename,
-            every_n_train_steps=steps,
-            save_top_k=keep,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
+class SaveEvery(StepEnd):
+    """Saves the whole run every `steps` optimizer steps; `{step}` in the file's name is replaced by the step."""
 
+    def __init__(self, settings: TrainerSettings, steps: int, path: Path) -> None:
+        super().__init__(settings)
+        self.steps, self.path = steps, path
+
+    def at_step_end(self, trainer: L.Trainer, step: int) -> None:
+        if step % self.steps == 0:
+            trainer.save_checkpoint(self.path.with_name(self.path.name.format(step=step)))
+
+
+def checkpoint_callbacks(directory: Path, trainer: TrainerSettings) -> list[Callback]:
+    """The best first: the others save what it knows."""
     best = ModelCheckpoint(
         directory,
         filename="best",
@@ -83,10 +88,10 @@ def checkpoint_callbacks(directory: Path, trainer: TrainerSettings) -> list[Call
         auto_insert_metric_name=False,
         enable_version_counter=False,
     )
-    callbacks = [every(trainer.checkpoint_every_steps, "last", 1), best]
+    callbacks: list[Callback] = [best, SaveEvery(trainer, trainer.checkpoint_every_steps, directory / "last.ckpt")]
     if trainer.keep_every_steps:
-        callbacks.append(every(trainer.keep_every_steps, "step_{step:08d}", -1))
-    return list(callbacks)
+        callbacks.append(SaveEvery(trainer, trainer.keep_every_steps, directory / "step_{step:08d}.ckpt"))
+    return callbacks
 
 
 def check_resumable(path: Path, model_shapes: dict[str, torch.Size], steps: int) -> None:

@@ -10,37 +10,34 @@ from typing import Any
 import lightning as L
 
 from chronomoe.settings import Stopped
+from chronomoe.training.settings import TrainerSettings
+from chronomoe.training.step_end import StepEnd
 
 
-class StopWhenAsked(L.Callback):
+class StopWhenAsked(StepEnd):
     """A first signal asks for an orderly stop; a second one is obeyed at once. Raises Stopped when saved."""
 
-    def __init__(self, last_checkpoint: Path) -> None:
+    def __init__(self, settings: TrainerSettings, last_checkpoint: Path) -> None:
+        super().__init__(settings)
         self.last_checkpoint = last_checkpoint
         self.asked = False
         self._before: dict[signal.Signals, Any] = {}
-        self._steps_done = 0
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._ask)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._steps_done = trainer.global_step
+        super().on_train_start(trainer, pl_module)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise Stopped
         self.asked = True
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self._steps_done:
-            return  # only whole optimizer steps can be resumed exactly
-        self._steps_done = trainer.global_step
+    def at_step_end(self, trainer: L.Trainer, step: int) -> None:
         asked = self.asked
         if trainer.world_size > 1:  # the signal may have reached the ranks at different steps
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
+        if asked and step < self.settings.max_steps:  # a whole run is done, not stopped
             trainer.save_checkpoint(self.last_checkpoint)
             raise Stopped
 

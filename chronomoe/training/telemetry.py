@@ -54,6 +54,8 @@ class Telemetry(L.Callback):
             self._log_row(trainer, pl_module, step)
         pl_module.loss_sum.zero_()
         pl_module.micro_batches = 0
+        if step == self.settings.max_steps:
+            trainer.should_stop = True  # Lightning then evaluates a last time
 
     @torch.no_grad()
     def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chronomoe.data import packing, text
+from chronomoe.data import hub, packing, text, tokenizer
 from chronomoe.data.packing import PackedCorpus, prepare_corpus
 from chronomoe.data.tokenizer import END_OF_DOCUMENT, encode, load_tokenizer
 from chronomoe.settings import InputError
@@ -118,7 +118,7 @@ def test_the_unigram_is_the_smoothed_frequency_of_the_training_tokens(text_setti
 
 
 def test_long_documents_are_tokenised_in_pieces_without_losing_a_character(text_settings, folder, monkeypatch):
-    monkeypatch.setattr(packing, "PIECE_CHARS", 50)
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 50)
     monkeypatch.setattr(packing, "BATCH_CHARS", 120)
     corpus = prepare_corpus(text_settings(), model_vocab_size=512)
     written = sorted(path.read_text(encoding="utf-8") for path in folder.iterdir())
@@ -137,10 +137,10 @@ def test_a_given_tokenizer_is_used_as_it_is(text_settings):
 
 def test_large_vocabularies_take_four_bytes_a_token(text_settings, tmp_path):
     trained = prepare_corpus(text_settings(), model_vocab_size=512)
-    tokenizer = trained.tokenizer()
-    tokenizer.add_tokens([f"<{number}>" for number in range(2**16)])
+    larger = trained.tokenizer()
+    larger.add_tokens([f"<{number}>" for number in range(2**16)])
     (tmp_path / "large").mkdir()
-    tokenizer.save(str(tmp_path / "large" / "tokenizer.json"))
+    larger.save(str(tmp_path / "large" / "tokenizer.json"))
     corpus = prepare_corpus(text_settings(tokenizer=str(tmp_path / "large")), model_vocab_size=2**17)
     assert (trained.train_tokens.dtype, corpus.train_tokens.dtype) == (np.uint16, np.uint32)
     assert texts_of(corpus, "val") == texts_of(trained, "val")
@@ -162,7 +162,8 @@ def test_a_loader_process_receives_the_place_and_not_the_tokens(text_settings):
         ({"tokenizer": "/absent/tokenizer"}, r"data\.tokenizer=/absent/tokenizer"),
     ],
 )
-def test_a_request_that_cannot_be_served_is_one_line(text_settings, overrides, message):
+def test_a_request_that_cannot_be_served_is_one_line(text_settings, monkeypatch, overrides, message):
+    monkeypatch.setattr(hub, "_hub_answers", lambda: False)
     with pytest.raises(InputError, match=message) as error:
         prepare_corpus(text_settings(**overrides), model_vocab_size=512)
     assert "\n" not in str(error.value)
