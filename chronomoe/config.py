@@ -17,7 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from chronomoe.chrono.clocks import ClockSettings
 from chronomoe.chrono.laws import LAWS
@@ -80,10 +80,10 @@ def settle(cfg: DictConfig) -> Any:
     check_keys(cfg)
     try:
         settings = OmegaConf.to_object(cfg)
+    except MissingMandatoryValue:
+        missing = sorted(OmegaConf.missing_keys(cfg))[0]
+        raise InputError(f"{missing} must be given: add {missing}=… to the command") from None
     except OmegaConfBaseException as error:
-        missing = sorted(OmegaConf.missing_keys(cfg))
-        if missing:
-            raise InputError(f"{missing[0]} must be given: add {missing[0]}=… to the command") from None
         raise InputError(f"{error.full_key!s}: {str(error).splitlines()[0]}") from None
     for key, value, field in walk(settings):
         check_range(key, value, field)

@@ -1,8 +1,8 @@
 """A run from config to results: check, prepare, train, summarise, draw.
 
 What a run leaves in its directory: `config.yaml`, `tokenizer/`, `metrics.csv`, `routing.npz`, `checkpoints/`,
-`summary.json`, `figures/`, `report.html`. A run that fails or is stopped leaves the same, with its status and error
-in the summary.
+`summary.json`, `figures/`, `report.html`. A run that fails leaves the same, with its status and error in the
+summary; one that is stopped lacks only the pictures, which `python -m chronomoe.report` draws.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from chronomoe.config import TrainConfig, config_hash, load_config
-from chronomoe.settings import InputError, Stopped
+from chronomoe.settings import InputError, RunFailed, Stopped
 from chronomoe.training.launch import is_first_process, launched
 
 
@@ -59,6 +59,7 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     """Everything that can be refused before a run directory exists. Raises InputError; says sizes unless quiet."""
     import torch
 
+    from chronomoe.chrono.controller import Chronovisor
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
     from chronomoe.model.sizing import measure
@@ -70,13 +71,16 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router)
     size = measure(model, config.router.top_k)
-    if not quiet:
-        say(f"model: {config.model.num_layers} layers x {config.model.num_experts} experts: {size}")
     check_memory(size, config.trainer, hardware)
     if config.ckpt_path is not None:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        check_resumable(Path(config.ckpt_path), shapes, config.trainer.max_steps)
+        controller = None
+        if config.model.num_experts > 1:
+            controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)
+        check_resumable(Path(config.ckpt_path), shapes, controller, config.trainer.max_steps)
     prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)
+    if not quiet:
+        say(f"model: {config.model.num_layers} layers x {config.model.num_experts} experts: {size}")
 
 
 def check_writable(run_dir: Path) -> None:
@@ -110,6 +114,8 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, Stopped))
         write_summary(run_dir, failure_summary(config, error, stopped, time.perf_counter() - started))
+        if isinstance(error, RunFailed):
+            draw(run_dir)  # what led there is worth seeing; a stopped run is waited for, and goes on
         raise
     return summary
 
@@ -160,17 +166,23 @@ def report(
 ) -> dict[str, Any]:
     """Write summary, figures and report of a finished run, and show the summary."""
     from chronomoe import summary
+
+    numbers = summary.finished_summary(config, parts, corpus, wall_seconds)
+    summary.write_summary(run_dir, numbers)
+    draw(run_dir)
+    print(summary.table(numbers, run_dir, sync_line))
+    return numbers
+
+
+def draw(run_dir: Path) -> None:
+    """Figures and report, from what the run has on disk."""
     from chronomoe.study.figures import draw_run
     from chronomoe.study.report import write_report
     from chronomoe.study.run import Run
 
-    numbers = summary.finished_summary(config, parts, corpus, wall_seconds)
-    summary.write_summary(run_dir, numbers)
     written = Run.load(run_dir)
     draw_run(written)
     write_report(written)
-    print(summary.table(numbers, run_dir, sync_line))
-    return numbers
 
 
 def quiet_lightning() -> None:

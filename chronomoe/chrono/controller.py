@@ -13,6 +13,7 @@ from chronomoe.chrono.clocks import ClockSettings, strike
 from chronomoe.chrono.laws import LAWS
 from chronomoe.chrono.laws.law import ChronoSettings, ControlSettings, Field, Signals, State
 from chronomoe.chrono.observation import Observation
+from chronomoe.settings import InputError
 
 EVERY_STEP = ClockSettings(micro_period=1, macro_period=1)
 
@@ -40,12 +41,20 @@ class Chronovisor:
         self.signals = {name: tensor.to(device) for name, tensor in self.signals.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step_count": self.step_count, "state": dict(self.state), "signals": dict(self.signals)}
+        own = {"law": self.settings.law, "step_count": self.step_count}
+        return own | {"state": dict(self.state), "signals": dict(self.signals)}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError if the saved state is another law's."""
+        """Raises InputError if the saved state is another law's, or that of another temperature or coherence."""
+        if saved["law"] != self.settings.law:
+            raise InputError(
+                f"chrono.law={self.settings.law} cannot take over from chrono={saved['law']}: use the latter"
+            )
         if saved["state"].keys() != self.state.keys():
-            raise ValueError(f"controller state {sorted(saved['state'])} does not fit chrono.law={self.settings.law}")
+            different = ", ".join(sorted(saved["state"].keys() ^ self.state.keys()))
+            raise InputError(
+                f"chrono.temperature or chrono.coherence differ from the saved controller's ({different}): use the same"
+            )
         self.step_count = saved["step_count"]
         self.state = {name: saved["state"][name].to(tensor) for name, tensor in self.state.items()}
         self.signals = dict(saved["signals"])

@@ -36,7 +36,7 @@ class RoutingRecord:
             "tokens_per_expert": tokens_per_expert_LE,
             "bias": field.bias_LE,
             "log_temperature": field.log_temperature_LE,
-            "coherence": signals.get("coherence_L", like_LE.new_zeros(len(like_LE))),
+            "coherence": signals.get("coherence_L", like_LE.new_full((len(like_LE),), float("nan"))),
         }
         row |= {name.removesuffix("_LE"): signals.get(name, torch.zeros_like(like_LE)) for name in EXPERTWISE}
         self.steps.append(step)

@@ -71,11 +71,11 @@ def thin(curve: Curve, limit: int) -> Curve:
 
 
 def smooth(curve: Curve, window: int) -> Curve:
-    """Centred running mean over `window` points (odd); near the ends the window shrinks, so nothing is made up."""
+    """Centred running mean over `window` points (odd); near the ends, over those of them that exist."""
     length, half = len(curve.value), window // 2
     total = np.concatenate([[0.0], np.cumsum(curve.value)])
-    reach = np.minimum(half, np.minimum(np.arange(length), np.arange(length)[::-1]))
-    low, high = np.arange(length) - reach, np.arange(length) + reach + 1
+    low = np.maximum(np.arange(length) - half, 0)
+    high = np.minimum(np.arange(length) + half + 1, length)
     return Curve(curve.step, (total[high] - total[low]) / (high - low))
 
 

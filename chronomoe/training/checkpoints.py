@@ -18,6 +18,8 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from chronomoe.chrono.callback import ChronovisorCallback
+from chronomoe.chrono.controller import Chronovisor
 from chronomoe.settings import InputError
 from chronomoe.training.settings import TrainerSettings
 from chronomoe.training.step_end import StepEnd
@@ -94,8 +96,10 @@ def checkpoint_callbacks(directory: Path, trainer: TrainerSettings) -> list[Call
     return callbacks
 
 
-def check_resumable(path: Path, model_shapes: dict[str, torch.Size], steps: int) -> None:
-    """Raise InputError unless `path` is a checkpoint of a model of these shapes with steps left to train."""
+def check_resumable(
+    path: Path, model_shapes: dict[str, torch.Size], controller: Chronovisor | None, steps: int
+) -> None:
+    """Raise InputError unless `path` is a checkpoint of such a model and controller with steps left to train."""
     checkpoint = read_checkpoint(path, mmap=True)
     saved = {name.removeprefix("model."): tensor.shape for name, tensor in checkpoint["state_dict"].items()}
     for name in sorted(saved.keys() | model_shapes.keys()):
@@ -105,5 +109,12 @@ def check_resumable(path: Path, model_shapes: dict[str, torch.Size], steps: int)
                 f"ckpt_path={path} is of another model: {name} is {list(there) if there else 'missing'} there and "
                 f"{list(here) if here else 'missing'} here; use the model=… it was trained with"
             )
+    if controller is not None:
+        try:
+            controller.load_state_dict(checkpoint["callbacks"][ChronovisorCallback.__name__]["controller"])
+        except KeyError:
+            raise InputError(f"ckpt_path={path} holds no controller state: it is of another version") from None
+        except InputError as error:
+            raise InputError(f"ckpt_path={path}: {error}") from None
     if checkpoint["global_step"] >= steps:
         raise InputError(f"ckpt_path={path} is at step {checkpoint['global_step']}: raise trainer.max_steps={steps}")

@@ -92,13 +92,13 @@ def step(
     if ticks.macro:
         read, change_L, gate_L = open_gate(state, share_LE, settings)
         state |= read
-        signals = {"coherence_change_L": change_L, "gate_L": gate_L}
+        signals = {"coherence_L": read["coherence_L"], "coherence_change_L": change_L, "gate_L": gate_L}
         if active:
             state["lens_LE"] = integrate(state["lens_LE"], error_LE, gate_L, settings)
     state |= temperature.step(state, share_LE, state["coherence_L"].mean(), ticks, settings.temperature)
     pressure_LE = scheduled_pressure(state["pressure_LE"], ticks, settings)
     field = Field(pressure_LE + state["lens_LE"], temperature.log_temperature(state, share_LE))
-    signals |= {"pressure_LE": pressure_LE, "lens_LE": state["lens_LE"], "coherence_L": state["coherence_L"]}
+    signals |= {"pressure_LE": pressure_LE, "lens_LE": state["lens_LE"]}
     return state, field if active else neutral(share_LE), signals
 
 

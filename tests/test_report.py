@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from chronomoe import report
+from chronomoe.entry import guarded
+
+CONFIG = "model:\n  num_layers: 2\n  num_experts: 1\nchrono:\n  law: 'off'\ndata:\n  source: stdlib\nseed: 1\n"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["report", *arguments])
+    guarded(report.main)
+
+
+def test_the_command_writes_figures_and_report_and_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,8.3\n2,8.1\n")
+    call(monkeypatch, f"run={tmp_path}")
+    written = [tmp_path / "figures" / "loss.png", tmp_path / "report.html"]
+    assert all(path.is_file() for path in written)
+    assert capsys.readouterr().out.splitlines() == [str(path) for path in written]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ([], "no argument"),
+        (["ru=x"], "ru=x"),
+        (["run="], "run="),
+        (["run=a", "run=b"], "run=a run=b"),
+        (["run=nowhere"], "config.yaml"),
+    ],
+    ids=["nothing", "other key", "no folder", "two", "no run"],
+)
+def test_a_wrong_argument_ends_with_one_line_and_exit_code_two(
+    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit) as ended:
+        call(monkeypatch, *arguments)
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert named in message
+    assert message.count("\n") == 1
