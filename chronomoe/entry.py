@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed while running, 2 the input was wrong, 130 stopped b
 from __future__ import annotations
 
 import difflib
+import errno
 import itertools
 import os
 import re
@@ -40,6 +41,10 @@ def guarded(main: Callable[[], Any]) -> None:
         leave(explain(error), WRONG_INPUT)
     except RunFailed as error:
         leave(str(error), FAILED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        leave(f"{error.filename or 'writing'}: {error.strerror}; make room, then go on with ckpt_path=last", FAILED)
 
 
 def leave(message: str, code: int) -> None:

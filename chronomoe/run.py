@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,9 +114,10 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
             summary = train(config, run_dir, started)
     except BaseException as error:
         stopped = isinstance(error, (KeyboardInterrupt, Stopped))
-        write_summary(run_dir, failure_summary(config, error, stopped, time.perf_counter() - started))
-        if isinstance(error, RunFailed):
-            draw(run_dir)  # what led there is worth seeing; a stopped run is waited for, and goes on
+        with suppress(OSError):  # a full disk may be what ended the run
+            write_summary(run_dir, failure_summary(config, error, stopped, time.perf_counter() - started))
+            if isinstance(error, RunFailed):
+                draw(run_dir)  # what led there is worth seeing; a stopped run is waited for, and goes on
         raise
     return summary
 

@@ -11,9 +11,9 @@ from chronomoe.settings import setting
 class DataSettings:
     source: str = setting(choices=["stdlib", "text", "huggingface"])
     """Where documents come from."""
-    seq_len: int = setting(256, low=8)
+    seq_len: int = setting(128, low=8)
     """Tokens a training sequence (the model sees `seq_len`, one more is read for the last target)."""
-    batch_size: int = setting(8, low=1)
+    batch_size: int = setting(16, low=1)
     """Sequences per optimizer step, over all micro-batches and all devices."""
     tokenizer: str | None = setting(None)
     """A folder or hub name with a `tokenizer.json`; null trains a byte-level BPE on the training split."""
@@ -21,7 +21,7 @@ class DataSettings:
     """Entries of the trained byte-level BPE (256 bytes and the end-of-document token included)."""
     val_fraction: float = setting(0.05, low=0.001, high=0.5)
     """Share of the documents held out for validation; a document is never split between the two."""
-    val_sequences: int = setting(128, low=1)
+    val_sequences: int = setting(256, low=1)
     """Sequences of one evaluation, spread evenly over the validation split."""
     max_documents: int | None = setting(None, low=2)
     """Read at most this many documents; null reads all."""

@@ -20,12 +20,12 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from chronomoe.chrono.callback import ChronovisorCallback
 from chronomoe.chrono.controller import Chronovisor
-from chronomoe.settings import InputError
+from chronomoe.settings import InputError, RunFailed
 from chronomoe.training.settings import TrainerSettings
 from chronomoe.training.step_end import StepEnd
 
 
-class CheckpointNotSaved(OSError):
+class CheckpointNotSaved(RunFailed):
     """The disk refused a checkpoint; the previous one is untouched."""
 
 

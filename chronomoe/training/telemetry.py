@@ -26,6 +26,7 @@ from chronomoe.chrono.callback import ChronovisorCallback
 from chronomoe.settings import RunFailed
 from chronomoe.training.module import LanguageModule
 from chronomoe.training.settings import TrainerSettings
+from chronomoe.training.step_end import is_evaluated
 
 
 class Telemetry(L.Callback):
@@ -49,13 +50,19 @@ class Telemetry(L.Callback):
         if step == self._steps_done:
             return  # an accumulation window is still open
         self._steps_done = step
-        saving = step % self.settings.checkpoint_every_steps == 0  # never save what has not been looked at
-        if step % self.settings.log_every_steps == 0 or saving or step == self.settings.max_steps:
+        if self._is_logged(step):
             self._log_row(trainer, pl_module, step)
         pl_module.loss_sum.zero_()
         pl_module.micro_batches = 0
         if step == self.settings.max_steps:
             trainer.should_stop = True  # Lightning then evaluates a last time
+
+    def _is_logged(self, step: int) -> bool:
+        """Also the steps that may be saved, so that nothing is saved that has not been looked at."""
+        settings = self.settings
+        saved_every = settings.keep_every_steps or settings.checkpoint_every_steps
+        periods = (settings.log_every_steps, settings.checkpoint_every_steps, saved_every)
+        return is_evaluated(step, settings) or any(step % period == 0 for period in periods)
 
     @torch.no_grad()
     def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:
@@ -88,11 +95,7 @@ class Telemetry(L.Callback):
 
     def _raise_alarms(self, row: dict[str, float], idle_steps: float, step: int) -> None:
         for name in ("train/loss", "train/grad_norm"):
-            if not math.isfinite(row[name]):
-                raise RunFailed(
-                    f"{name} is {row[name]} at step {step}: lower optim.lr, or go on from the last good state with "
-                    f"ckpt_path=last"
-                )
+            raise_if_not_finite(name, row[name], step)
         limit = self.settings.abort_idle_steps
         if limit is not None and idle_steps >= limit:
             raise RunFailed(
@@ -111,6 +114,14 @@ class Telemetry(L.Callback):
         row = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
         self.latest |= row
         log_everywhere(trainer, row, trainer.global_step)
+        raise_if_not_finite("val/loss", loss, trainer.global_step)
+
+
+def raise_if_not_finite(name: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise RunFailed(
+            f"{name} is {value} at step {step}: lower optim.lr, or go on from the last good state with ckpt_path=last"
+        )
 
 
 def log_everywhere(trainer: L.Trainer, row: dict[str, float], step: int) -> None:
