@@ -22,6 +22,9 @@ from chronomoe.config import TrainConfig, config_hash, load_config
 from chronomoe.settings import InputError, RunFailed, Stopped
 from chronomoe.training.launch import is_first_process, launched
 
+BUILT_WHOLE = 4_000_000_000
+"""Up to so many parameters (16 GB) every rank of a sharded run builds the whole model before sharding it."""
+
 
 class Resume(NamedTuple):
     run_dir: Path
@@ -146,7 +149,8 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     hardware = choose_hardware(config.trainer)
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
     torch.manual_seed(config.seed)
-    model = LanguageModel(config.model, config.router, config.chrono.actuation)
+    with torch.device(build_device(config)):
+        model = LanguageModel(config.model, config.router, config.chrono.actuation)
     if is_first_process():
         shutil.copytree(corpus.directory / "tokenizer", run_dir / "tokenizer", dirs_exist_ok=True)
     parts = assembly.assemble(config, run_dir, model, corpus, hardware)
@@ -161,6 +165,15 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     if not is_first_process():
         return {}
     return report(config, run_dir, parts, corpus, time.perf_counter() - started, sync_line)
+
+
+def build_device(config: TrainConfig) -> str:
+    """Where a model is built: on the CPU, so that every strategy starts from the same weights for a seed; or, when it
+    is sharded because nobody could hold it whole, on the meta device, to be filled shard by shard."""
+    from chronomoe.model.sizing import size_of
+
+    too_large = config.trainer.strategy == "fsdp" and size_of(config.model, config.router).stored > BUILT_WHOLE
+    return "meta" if too_large else "cpu"
 
 
 def report(

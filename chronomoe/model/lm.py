@@ -107,8 +107,9 @@ class LanguageModel(nn.Module):
         """
         dim, std = self.settings.dim, self.settings.init_std
         for parameter in self.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, std)
+            parameter.normal_(0.0, std) if parameter.dim() > 1 else parameter.fill_(1.0)  # vectors are norms
+        for buffer in self.buffers():
+            buffer.zero_()
         nn.init.normal_(self.head.weight, 0.0, min(std, 2 / dim if self.settings.tie_embeddings else 0.5 * dim**-0.5))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:

@@ -42,6 +42,9 @@ class LanguageModule(L.LightningModule):
         for block in self.model.blocks:
             fully_shard(block, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
+        if self.model.embedding.weight.is_meta:  # too large to be built whole: each rank fills its own shards
+            self.model.to_empty(device=self.device)
+            self.model.reset_parameters()
 
     def next_token_loss(self, batch: Batch) -> Tensor:
         """Mean cross-entropy in nats per token."""

@@ -81,7 +81,8 @@ def scheduled_pressure(pressure_LE: Tensor, ticks: Ticks, settings: ControlSetti
     scaled_LE = pressure_LE * (settings.pressure_scale * shape[settings.schedule])
     if not settings.layer_scales:
         return scaled_LE
-    return scaled_LE * torch.tensor(settings.layer_scales, device=pressure_LE.device)[:, None]
+    # Row by row, because a tensor of the scales would have to be copied from the host at every step.
+    return torch.stack([row_E * scale for row_E, scale in zip(scaled_LE, settings.layer_scales, strict=True)])
 
 
 def neutral(like_LE: Tensor) -> Field:
