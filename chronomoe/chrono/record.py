@@ -70,4 +70,4 @@ class RoutingRecord:
                 if step <= last_step:
                     record.steps.append(step)
                     record.rows.append({name: column[index] for name, column in columns.items()})
-        return record
+        return record if record.rows else cls()  # a run that starts over must not inherit an old run's stride

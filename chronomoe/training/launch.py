@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from chronomoe.settings import InputError, RunFailed, Stopped
+
 RANK_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "NODE_RANK", "LOCAL_RANK")
 GRACE_SECONDS = 30.0
 
@@ -38,11 +40,22 @@ def launched(run_dir: Path, devices: int) -> Iterator[None]:
     command = [sys.executable, "-m", "chronomoe.training.launch", str(run_dir)]
     environment = {**os.environ, **shared, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     others = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank)}) for rank in range(1, devices)]
-    watch_over(others)
+    over = threading.Event()
+    watch_over(others, over)
     os.environ.update(shared, LOCAL_RANK="0")
     try:
         yield
+    except Stopped:
+        raise  # the others stop at the same step
+    except BaseException as error:
+        lost = next((process for process in others if has_died(process)), None)
+        for process in others:
+            process.kill()
+        if lost is not None and not isinstance(error, (InputError, RunFailed)):
+            raise RunFailed(f"process {lost.pid} of this run died with code {lost.returncode}") from error
+        raise
     finally:
+        over.set()
         for name in RANK_VARIABLES:
             os.environ.pop(name, None)
         for process in others:
@@ -50,13 +63,22 @@ def launched(run_dir: Path, devices: int) -> Iterator[None]:
                 process.wait(GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+        leave_process_group()
 
 
-def watch_over(processes: list[subprocess.Popen[bytes]]) -> None:
-    """End this process if another rank dies: a collective would otherwise wait for it for half an hour."""
+def has_died(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it ends, within a second, otherwise than by finishing or by being stopped."""
+    try:
+        return process.wait(1.0) not in (0, 130)
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def watch_over(processes: list[subprocess.Popen[bytes]], over: threading.Event) -> None:
+    """End this process if another rank dies and the run is not soon `over`: a collective may wait for half an hour."""
 
     def watch(process: subprocess.Popen[bytes]) -> None:
-        if process.wait() not in (0, 130):
+        if process.wait() not in (0, 130) and not over.wait(GRACE_SECONDS):
             print(f"error: process {process.pid} of this run died with code {process.returncode}", file=sys.stderr)
             os._exit(1)
 
@@ -64,11 +86,28 @@ def watch_over(processes: list[subprocess.Popen[bytes]]) -> None:
         threading.Thread(target=watch, args=(process,), daemon=True).start()
 
 
+def leave_process_group() -> None:
+    """So that the next job of a multirun makes its own, and no thread of this one is cut off at the end."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def main() -> None:
-    from chronomoe.entry import guarded
+    from chronomoe.config import register
+    from chronomoe.entry import FAILED, STOPPED
     from chronomoe.run import run_as_rank
 
-    guarded(lambda: run_as_rank(Path(sys.argv[1])))
+    register()
+    try:
+        run_as_rank(Path(sys.argv[1]))
+    except (KeyboardInterrupt, Stopped):
+        sys.exit(STOPPED)
+    except (InputError, RunFailed):
+        sys.exit(FAILED)  # the first process meets the same and says so
+    finally:
+        leave_process_group()
 
 
 if __name__ == "__main__":
