@@ -20,24 +20,24 @@ def max_vio(tokens_per_expert_LE: Tensor) -> Tensor:
     A balanced random router does not read 0 but about sqrt(2 (1 - k/E) ln E / n), n the mean count.
     """
     counts_LE = tokens_per_expert_LE.float()
-    return counts_LE.amax(dim=-1) / counts_LE.mean(dim=-1).clamp(min=1e-12) - 1.0
+    return counts_LE.amax(dim=-1) / counts_LE.mean(dim=-1) - 1.0
 
 
 def min_vio(tokens_per_expert_LE: Tensor) -> Tensor:
     """1 - min_e n_e / mean_e n_e per layer, in [0, 1]; 1 when an expert got nothing."""
     counts_LE = tokens_per_expert_LE.float()
-    return 1.0 - counts_LE.amin(dim=-1) / counts_LE.mean(dim=-1).clamp(min=1e-12)
+    return 1.0 - counts_LE.amin(dim=-1) / counts_LE.mean(dim=-1)
 
 
 def load_cv(tokens_per_expert_LE: Tensor) -> Tensor:
     """Population standard deviation of the counts over their mean, per layer."""
     counts_LE = tokens_per_expert_LE.float()
-    return counts_LE.std(dim=-1, correction=0) / counts_LE.mean(dim=-1).clamp(min=1e-12)
+    return counts_LE.std(dim=-1, correction=0) / counts_LE.mean(dim=-1)
 
 
 def load_entropy(tokens_per_expert_LE: Tensor) -> Tensor:
     """H(share)/ln E per layer, in [ln k / ln E, 1]; 1 is a uniform load. Says nothing of a token's own confidence."""
-    share_LE = tokens_per_expert_LE / tokens_per_expert_LE.sum(dim=-1, keepdim=True).clamp(min=1)
+    share_LE = tokens_per_expert_LE / tokens_per_expert_LE.sum(dim=-1, keepdim=True)
     return torch.special.entr(share_LE).sum(dim=-1) / math.log(tokens_per_expert_LE.shape[-1])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,10 +51,12 @@ class RoutingRecord:
         """Write all rows to `path` (.npz), replacing an earlier file at once or not at all."""
         if not self.rows:
             return
-        arrays = {name: torch.stack([row[name] for row in self.rows]).cpu().numpy() for name in self.rows[0]}
+        arrays: dict[str, Any] = {
+            name: torch.stack([row[name] for row in self.rows]).cpu().numpy() for name in self.rows[0]
+        }
         unfinished = path.with_suffix(".tmp.npz")
         arrays |= {"step": np.array(self.steps), "stride": np.array(self.stride)}
-        np.savez_compressed(unfinished, allow_pickle=False, **arrays)
+        np.savez_compressed(unfinished, **arrays)
         os.replace(unfinished, path)
 
     @classmethod

@@ -1,9 +1,10 @@
 """The Chronovisor law: proportional pressure, and a lens that integrates what pressure leaves behind.
 
-    error    e = 1 - E * share                    share from a leaky memory of the load; 0 is fair, 1 an idle expert
+    error    e = 1 - E * share         share from a leaky memory of the load; 0 is fair, 1 an idle expert
     micro    P = clip(e, -1, 1)
-    macro    C = coherence(share), g = sigmoid(dC / rms dC);  v <- bound((1 - leak) v + gamma g clip(e, -1, 1)),
-    mean_e v = 0 field    bias = pressure_scale P + v
+    macro    C = coherence(share),  g = sigmoid(dC / rms dC)
+             v <- bound((1 - leak) v + gamma g clip(e, -1, 1)),  mean_e v = 0
+    field    bias = pressure_scale P + v
 The gate integrates faster while coherence rises (with the entropy measure: while load concentrates) and slower while it
 falls, measured against the size its changes usually have. Proportional action alone leaves a steady error; the lens
 removes it, as the integral of a PI controller does, and the bound keeps it from winding up.

@@ -1,8 +1,9 @@
 """The Chronovisor law as it was first documented, faults included.
 
-    C    = 1 - mean over layers of H(gate mass share)/ln E  (or the phase order R)      gate g = sigmoid(5 (C_t -
-    C_{t-1})) micro: P = clip(2 (1/E - share), -1, 1)                                             macro: lens v <- v +
-    gamma g P field: z' = (z + pressure_scale P) / T
+    coherence  C = 1 - mean over layers of H(gate mass share)/ln E, or the phase order R
+    micro      P = clip(2 (1/E - share), -1, 1)
+    macro      g = sigmoid(5 (C_t - C_{t-1})),  lens v <- v + gamma g P
+    field      z' = (z + pressure_scale P) / T
 P is proportional only and fades with 2/E; the lens is integrated and never reaches a router; T heats under- and
 over-used experts alike. It is reproduced so that claims about it can be tested (docs/laws.md lists what was found).
 One deviation: this project's actuator centres each token's logits before dividing, so that a constant added to them

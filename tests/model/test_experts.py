@@ -1,0 +1,138 @@
+"""Grouped expert kernels against a plain loop over experts and tokens, values and gradients.
+
+Axes: N assignments sorted by expert, D model dim, F hidden dim, E experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from chronomoe.model import experts
+from chronomoe.model.experts import ExpertBank, grouped_mm_accepts, grouped_swiglu, looped_swiglu
+
+DIM, HIDDEN, E = 16, 24, 5
+LOADS = {
+    "uneven": [3, 1, 7, 2, 4],
+    "empty experts at both ends": [0, 6, 0, 5, 0],
+    "one token": [0, 0, 1, 0, 0],
+    "all tokens to the first": [9, 0, 0, 0, 0],
+    "all tokens to the last": [0, 0, 0, 0, 9],
+    "no tokens": [0, 0, 0, 0, 0],
+}
+by_load = pytest.mark.parametrize("load", LOADS.values(), ids=LOADS.keys())
+
+
+def bank_and_rows(
+    load: list[int], dtype: torch.dtype, dim: int = DIM, hidden: int = HIDDEN
+) -> tuple[ExpertBank, Tensor]:
+    torch.manual_seed(0)
+    bank = ExpertBank(E, dim, hidden)
+    for weight in bank.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return bank.to(dtype), torch.randn(sum(load), dim).to(dtype).requires_grad_()
+
+
+def token_by_token(x_ND: Tensor, bank: ExpertBank, load: list[int]) -> Tensor:
+    """The module's equation, one row at a time."""
+    owners = [expert for expert, count in enumerate(load) for _ in range(count)]
+    rows = []
+    for row_D, expert in zip(x_ND, owners, strict=True):
+        gate_FD, up_FD = bank.gate_up_EFD[expert].chunk(2)
+        gate_F = gate_FD @ row_D
+        rows.append(bank.down_EDF[expert] @ (gate_F * torch.sigmoid(gate_F) * (up_FD @ row_D)))
+    return torch.stack(rows) if rows else x_ND.new_zeros(x_ND.shape)
+
+
+def values_and_gradients(
+    kernel: Callable[..., Tensor], x_ND: Tensor, bank: ExpertBank, load: list[int]
+) -> list[Tensor]:
+    """Output, and gradients of a weighted sum of it with respect to rows, gate-up and down weights."""
+    inputs = (x_ND, bank.gate_up_EFD, bank.down_EDF)
+    y_ND = kernel(*inputs, torch.tensor(load))
+    direction_ND = torch.linspace(-1, 1, y_ND.numel()).view_as(y_ND).to(y_ND.dtype)
+    return [y_ND, *torch.autograd.grad((y_ND * direction_ND).sum(), inputs)]
+
+
+@by_load
+@pytest.mark.parametrize("kernel", [looped_swiglu, grouped_swiglu])
+def test_kernels_compute_the_equation_of_every_token(kernel: Callable[..., Tensor], load: list[int]) -> None:
+    bank, x_ND = bank_and_rows(load, torch.float32)
+    y_ND = kernel(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
+    torch.testing.assert_close(y_ND, token_by_token(x_ND, bank, load))
+
+
+@by_load
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
+def test_grouped_equals_loop_in_values_and_gradients(load: list[int], dtype: torch.dtype, tolerance: float) -> None:
+    bank, x_ND = bank_and_rows(load, dtype)
+    grouped = values_and_gradients(grouped_swiglu, x_ND, bank, load)
+    looped = values_and_gradients(looped_swiglu, x_ND, bank, load)
+    for ours, reference in zip(grouped, looped, strict=True):
+        assert ours.dtype == dtype
+        largest = float(reference.detach().abs().max()) if reference.numel() else 0.0
+        torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance * largest)
+
+
+def test_an_idle_expert_gets_a_zero_gradient_and_a_used_one_does_not() -> None:
+    load = LOADS["empty experts at both ends"]
+    bank, x_ND = bank_and_rows(load, torch.float32)
+    _, _, gate_up_EFD, down_EDF = values_and_gradients(grouped_swiglu, x_ND, bank, load)
+    for gradient in (gate_up_EFD, down_EDF):
+        assert [bool(g.any()) for g in gradient] == [count > 0 for count in load]
+
+
+def test_non_contiguous_rows_read_the_same() -> None:
+    load = LOADS["uneven"]
+    bank, x_ND = bank_and_rows(load, torch.float32)
+    strided_ND = x_ND.detach().T.contiguous().T.requires_grad_()
+    assert not strided_ND.is_contiguous()
+    y_ND, strided_y_ND = bank(x_ND, torch.tensor(load)), bank(strided_ND, torch.tensor(load))
+    torch.testing.assert_close(strided_y_ND, y_ND)
+    dense = torch.autograd.grad(y_ND, x_ND, torch.ones_like(y_ND))
+    strided = torch.autograd.grad(strided_y_ND, strided_ND, torch.ones_like(y_ND))
+    torch.testing.assert_close(strided, dense)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hidden", "expected"),
+    [
+        (torch.float32, 24, "grouped"),
+        (torch.bfloat16, 24, "grouped"),
+        (torch.float64, 24, "looped"),
+        (torch.float32, 22, "looped"),
+        (torch.bfloat16, 20, "looped"),
+    ],
+    ids=["fp32", "bf16", "float64 falls back", "fp32 rows of 88 bytes fall back", "bf16 rows of 40 bytes fall back"],
+)
+def test_the_bank_takes_the_grouped_kernel_where_it_exists_and_the_loop_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, hidden: int, expected: str
+) -> None:
+    taken = []
+    for kernel in (grouped_swiglu, looped_swiglu):
+
+        def spy(*arguments: Tensor, kernel: Callable[..., Tensor] = kernel) -> Tensor:
+            taken.append(kernel.__name__)
+            return kernel(*arguments)
+
+        monkeypatch.setattr(experts, kernel.__name__, spy)
+    load = LOADS["uneven"]
+    bank, x_ND = bank_and_rows(load, dtype, hidden=hidden)
+    y_ND = bank(x_ND, torch.tensor(load))
+    assert taken == [f"{expected}_swiglu"]
+    torch.testing.assert_close(y_ND, token_by_token(x_ND, bank, load), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("width", range(4, 33, 2))
+def test_grouped_mm_accepts_what_it_can_run_and_refuses_what_it_cannot(width: int) -> None:
+    load = LOADS["uneven"]
+    bank, x_ND = bank_and_rows(load, torch.float32, dim=width, hidden=width)
+    try:
+        grouped_swiglu(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
+        ran = True
+    except RuntimeError:
+        ran = False
+    assert ran or not grouped_mm_accepts(torch.float32, width, width)

@@ -1,0 +1,188 @@
+"""The router against its equations: arbitrary logits are fed through a gate that passes its input on unchanged.
+
+Axes: T tokens, E experts, K experts per token.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from chronomoe.model.router import RouterOutput, TopKRouter, apply_field
+
+E = 6
+finite = st.one_of(st.sampled_from([0.0, 1.0, -1.0, 1e30, -1e30]), st.floats(-50, 50, width=32))
+tokens = st.lists(st.lists(finite, min_size=E, max_size=E), min_size=1, max_size=5)
+ordinary = st.floats(-8, 8, width=32)
+experts = st.lists(ordinary, min_size=E, max_size=E)
+
+
+def route(
+    logits_TE: Tensor,
+    bias_E: Tensor | None = None,
+    log_temperature_E: Tensor | None = None,
+    *,
+    top_k: int = 2,
+    actuation: str = "selection",
+) -> RouterOutput:
+    """Route tokens whose clean logits are given."""
+    num_experts = logits_TE.shape[-1]
+    router = TopKRouter(num_experts, num_experts, top_k, actuation)
+    with torch.no_grad():
+        router.gate.weight.copy_(torch.eye(num_experts))
+    zeros_E = torch.zeros(num_experts)
+    return router(
+        logits_TE,
+        zeros_E if bias_E is None else bias_E,
+        zeros_E if log_temperature_E is None else log_temperature_E,
+    )
+
+
+def random_logits(num_tokens: int = 64, seed: int = 0) -> Tensor:
+    return torch.randn(num_tokens, E, generator=torch.Generator().manual_seed(seed))
+
+
+def selected(routing: RouterOutput, num_experts: int = E) -> Tensor:
+    """Which experts each token goes to, bool [T, E], whatever their order."""
+    return torch.zeros(len(routing.logits_TE), num_experts, dtype=torch.bool).scatter_(
+        1, routing.topk_expert_ids_TK, True
+    )
+
+
+def test_a_token_goes_to_its_largest_logits_weighted_by_their_softmax() -> None:
+    logits_TE = torch.tensor([[0.0, 3.0, 1.0, -2.0, 2.0, 0.5]])
+    routing = route(logits_TE, top_k=3)
+    assert routing.topk_expert_ids_TK.tolist() == [[1, 4, 2]]
+    mass = [math.exp(3.0), math.exp(2.0), math.exp(1.0)]
+    torch.testing.assert_close(routing.topk_weights_TK, torch.tensor([[m / sum(mass) for m in mass]]))
+    assert torch.equal(routing.logits_TE, logits_TE)
+
+
+@pytest.mark.parametrize("actuation", ["selection", "logits"])
+@given(
+    rows=tokens, bias=experts, log_temperature=st.lists(st.floats(-2, 2), min_size=E, max_size=E), k=st.integers(1, E)
+)
+def test_weights_sum_to_one_over_distinct_experts(
+    actuation: str, rows: list[list[float]], bias: list[float], log_temperature: list[float], k: int
+) -> None:
+    routing = route(torch.tensor(rows), torch.tensor(bias), torch.tensor(log_temperature), top_k=k, actuation=actuation)
+    assert torch.isfinite(routing.topk_weights_TK).all()
+    torch.testing.assert_close(routing.topk_weights_TK.sum(-1), torch.ones(len(rows)))
+    assert (selected(routing).sum(-1) == k).all()
+
+
+@given(rows=tokens)
+def test_a_neutral_field_returns_the_clean_logits_bit_for_bit(rows: list[list[float]]) -> None:
+    logits_TE = torch.tensor(rows)
+    assert torch.equal(apply_field(logits_TE, torch.zeros(E), torch.zeros(E)), logits_TE)
+
+
+@pytest.mark.parametrize("actuation", ["selection", "logits"])
+def test_a_field_changes_the_selection_and_a_neutral_one_brings_it_back(actuation: str) -> None:
+    logits_TE = random_logits()
+    plain = route(logits_TE, actuation=actuation)
+    steered = route(logits_TE, torch.linspace(-2, 2, E), torch.linspace(0.5, -0.5, E), actuation=actuation)
+    restored = route(logits_TE, actuation=actuation)
+    assert not torch.equal(selected(steered), selected(plain))
+    assert torch.equal(steered.logits_TE, plain.logits_TE)
+    for before, after in zip(plain, restored, strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("actuation", ["selection", "logits"])
+def test_only_the_logits_actuation_moves_the_weights_of_an_unchanged_selection(actuation: str) -> None:
+    logits_TE = random_logits()
+    plain = route(logits_TE, actuation=actuation)
+    steered = route(logits_TE, 0.2 * torch.linspace(-1, 1, E), 0.1 * torch.linspace(1, -1, E), actuation=actuation)
+    same_T = (plain.topk_expert_ids_TK == steered.topk_expert_ids_TK).all(dim=-1)
+    assert same_T.float().mean() > 0.5
+    moved_T = (plain.topk_weights_TK != steered.topk_weights_TK).any(dim=-1)[same_T]
+    assert moved_T.all() if actuation == "logits" else not moved_T.any()
+
+
+def test_the_selection_actuation_weighs_by_clean_logits_also_what_the_field_brought_in() -> None:
+    logits_TE = random_logits()
+    steered = route(logits_TE, torch.linspace(-3, 3, E))
+    expected_TK = logits_TE.gather(1, steered.topk_expert_ids_TK).softmax(-1)
+    assert torch.equal(steered.topk_weights_TK, expected_TK)
+
+
+@pytest.mark.parametrize("actuation", ["selection", "logits"])
+@pytest.mark.parametrize("constant", [-64.0, 8.0])
+@pytest.mark.parametrize("where", ["bias", "logits"])
+def test_a_constant_on_all_biases_or_on_a_tokens_logits_changes_nothing(
+    where: str, constant: float, actuation: str
+) -> None:
+    # Multiples of 1/1024 add exactly, so that rounding cannot break ties: what remains is the invariance itself.
+    logits_TE = (random_logits() * 1024).round() / 1024
+    bias_E = torch.arange(E) / 8
+    log_temperature_E = 0.2 * torch.linspace(-1, 1, E)
+    plain = route(logits_TE, bias_E, log_temperature_E, actuation=actuation)
+    if where == "bias":
+        moved = route(logits_TE, bias_E + constant, log_temperature_E, actuation=actuation)
+    else:
+        moved = route(logits_TE + constant, bias_E, log_temperature_E, actuation=actuation)
+    assert torch.equal(selected(moved), selected(plain))
+    torch.testing.assert_close(moved.topk_weights_TK, plain.topk_weights_TK, rtol=0, atol=1e-5)
+
+
+@given(
+    row=experts,
+    bias=experts,
+    log_temperature=st.lists(st.floats(-2, 2), min_size=E, max_size=E),
+    expert=st.integers(0, E - 1),
+    rise=st.floats(0, 20, width=32),
+    k=st.integers(1, E - 1),
+)
+def test_raising_an_experts_bias_never_excludes_it(
+    row: list[float], bias: list[float], log_temperature: list[float], expert: int, rise: float, k: int
+) -> None:
+    logits_TE, bias_E, log_temperature_E = torch.tensor([row]), torch.tensor(bias), torch.tensor(log_temperature)
+    assume(apply_field(logits_TE, bias_E, log_temperature_E).unique().numel() == E)  # ties may fall either way
+    before = selected(route(logits_TE, bias_E, log_temperature_E, top_k=k))[0, expert]
+    raised_E = bias_E.clone()
+    raised_E[expert] += rise
+    after = selected(route(logits_TE, raised_E, log_temperature_E, top_k=k))[0, expert]
+    assert after or not before
+
+
+def test_temperature_divides_the_centred_logits() -> None:
+    logits_TE = random_logits()
+    log_temperature_E, bias_E = torch.linspace(-1, 1, E), torch.linspace(2, -1, E)
+    centred_TE = logits_TE - logits_TE.mean(-1, keepdim=True)
+    expected_TE = centred_TE / log_temperature_E.exp() + bias_E + logits_TE.mean(-1, keepdim=True)
+    torch.testing.assert_close(apply_field(logits_TE, bias_E, log_temperature_E), expected_TE)
+
+
+def test_a_hotter_expert_gains_less_from_leading() -> None:
+    logits_TE = random_logits(num_tokens=512)
+    hot_E = torch.zeros(E)
+    hot_E[2] = 0.5
+    plain, heated = selected(route(logits_TE, top_k=1)), selected(route(logits_TE, log_temperature_E=hot_E, top_k=1))
+    assert heated[:, 2].sum() < plain[:, 2].sum()
+
+
+def test_the_gate_decides_in_fp32_under_autocast_and_in_a_bf16_model() -> None:
+    router = TopKRouter(E, E, 2, "selection").to(torch.bfloat16)
+    hidden_TE = random_logits().to(torch.bfloat16)
+    zeros_E = torch.zeros(E)
+    with torch.autocast("cpu", torch.bfloat16):
+        routing = router(hidden_TE, zeros_E, zeros_E)
+    assert routing.logits_TE.dtype == routing.topk_weights_TK.dtype == torch.float32
+    assert torch.equal(routing.logits_TE, hidden_TE.float() @ router.gate.weight.float().T)
+
+
+@pytest.mark.parametrize("actuation", ["selection", "logits"])
+def test_the_gate_learns_through_the_weights_and_the_field_gets_no_gradient(actuation: str) -> None:
+    router = TopKRouter(E, E, 2, actuation)
+    bias_E, log_temperature_E = torch.zeros(E), torch.zeros(E)
+    routing = router(random_logits(), bias_E, log_temperature_E)
+    routing.topk_weights_TK[:, 0].sum().backward()
+    assert router.gate.weight.grad.abs().sum() > 0
+    assert bias_E.grad is None
+    assert not routing.topk_expert_ids_TK.requires_grad

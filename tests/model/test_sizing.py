@@ -1,0 +1,56 @@
+"""Sizes against a closed form, without allocating anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from chronomoe.model.lm import LanguageModel
+from chronomoe.model.settings import ModelSettings, RouterSettings
+from chronomoe.model.sizing import measure, size_of
+
+MIXTRAL_8X7B = {
+    "num_layers": 32,
+    "num_experts": 8,
+    "dim": 4096,
+    "hidden_dim": 14336,
+    "num_heads": 32,
+    "num_kv_heads": 8,
+    "vocab_size": 32000,
+    "max_seq_len": 32768,
+}
+
+
+def count(model: ModelSettings, experts: int) -> int:
+    """Parameters if every layer had `experts` of its experts."""
+    head_dim = model.dim // model.num_heads
+    attention = 2 * model.dim * model.num_heads * head_dim + 2 * model.dim * model.num_kv_heads * head_dim
+    gate = model.dim * model.num_experts if model.num_experts > 1 else 0
+    layer = attention + gate + experts * 3 * model.dim * model.hidden_dim + 2 * model.dim
+    embeddings = model.vocab_size * model.dim * (1 if model.tie_embeddings else 2)
+    return model.num_layers * layer + embeddings + model.dim
+
+
+def test_mixtral_8x7b_builds_on_meta_with_its_published_sizes() -> None:
+    settings = ModelSettings(**MIXTRAL_8X7B)
+    size = size_of(settings, RouterSettings(kind="mixtral", top_k=2))
+    assert size.stored == count(settings, 8) == 46_702_792_704
+    assert size.active == count(settings, 2) == 12_879_925_248
+
+
+@pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True}, {"num_experts": 1}, {"num_kv_heads": 4}])
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_sizes_equal_the_closed_form(
+    tiny_settings: Callable[..., ModelSettings], overrides: dict[str, object], top_k: int
+) -> None:
+    settings = tiny_settings(**overrides)
+    size = size_of(settings, RouterSettings(kind="mixtral", top_k=top_k))
+    assert size.stored == count(settings, settings.num_experts)
+    assert size.active == count(settings, min(top_k, settings.num_experts))
+
+
+def test_a_model_on_meta_and_a_real_one_have_one_size(tiny_model: Callable[..., LanguageModel]) -> None:
+    model = tiny_model()
+    assert measure(model, 2) == size_of(model.settings, RouterSettings(kind="mixtral", top_k=2))
+    assert measure(model, 2).training_bytes == 16 * sum(parameter.numel() for parameter in model.parameters())
