@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from chronomoe.chrono.callback import control_metrics, load_metrics
+from chronomoe.chrono.callback import control_metrics, load_metrics, steer
 from chronomoe.chrono.controller import Chronovisor
 from chronomoe.chrono.metrics import count_idle_steps, dead_expert_frac
-from chronomoe.chrono.observation import gather_and_clear
 from chronomoe.config import TrainConfig, compose_config
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.model.lm import LanguageModel
@@ -103,10 +102,7 @@ def controlled(model: LanguageModel, config: TrainConfig) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal idle_LE
-        observation = gather_and_clear(model.routing_2LE)
-        field = controller.tick(observation)
-        model.expert_bias_LE.copy_(field.bias_LE)
-        model.log_temperature_LE.copy_(field.log_temperature_LE)
+        observation, field = steer(model, controller)
         idle_LE = count_idle_steps(idle_LE, observation.tokens_per_expert_LE)
         dead = dead_expert_frac(idle_LE, config.chrono.dead_after_steps)
         values = load_metrics(observation.tokens_per_expert_LE, dead) | control_metrics(field, controller.signals)

@@ -2,7 +2,7 @@
 
 | hook | what happens |
 |---|---|
-| on_fit_start | the controller moves to the model's device; a resumed run's record is read back |
+| on_train_start | everything is restored: state moves to the model's device, a resumed run's record is read back |
 | on_before_optimizer_step | sensor -> observation (one all-reduce) -> law -> field -> model buffers |
 | on_save_checkpoint | the record up to here is written beside the checkpoints |
 | state_dict, load_state_dict | controller, clocks, idle counters, MaxVio history |
@@ -46,20 +46,17 @@ class ChronovisorCallback(L.Callback):
         self.max_vio_history = torch.full((max_steps,), float("nan"))
         self._last: tuple[Observation, Field] | None = None
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = self.model.expert_bias_LE.device
         self.controller.to(device)
         self.idle_steps_LE, self.max_vio_history = self.idle_steps_LE.to(device), self.max_vio_history.to(device)
-        self.record = RoutingRecord.load(self.record_path, last_step=self.controller.step_count)
+        self.record = RoutingRecord.load(self.record_path, last_step=self.controller.step_count, device=device)
 
     @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        observation = gather_and_clear(self.model.routing_2LE)
-        field = self.controller.tick(observation)
-        self.model.expert_bias_LE.copy_(field.bias_LE)
-        self.model.log_temperature_LE.copy_(field.log_temperature_LE)
+        observation, field = steer(self.model, self.controller)
         counts_LE = observation.tokens_per_expert_LE
         self.idle_steps_LE = metrics.count_idle_steps(self.idle_steps_LE, counts_LE)
         step = self.controller.step_count
@@ -96,6 +93,16 @@ class ChronovisorCallback(L.Callback):
         self.idle_steps_LE = state_dict["idle_steps_LE"]
         known = min(len(self.max_vio_history), len(state_dict["max_vio_history"]))
         self.max_vio_history[:known] = state_dict["max_vio_history"][:known]
+
+
+def steer(model: LanguageModel, controller: Chronovisor) -> tuple[Observation, Field]:
+    """Sensor to field: read and clear what the model's routing did in this step, and set what it shall do in the
+    next."""
+    observation = gather_and_clear(model.routing_2LE)
+    field = controller.tick(observation)
+    model.expert_bias_LE.copy_(field.bias_LE)
+    model.log_temperature_LE.copy_(field.log_temperature_LE)
+    return observation, field
 
 
 def load_metrics(counts_LE: Tensor, dead_expert_frac_L: Tensor) -> dict[str, Tensor]:

@@ -60,15 +60,15 @@ class RoutingRecord:
         os.replace(unfinished, path)
 
     @classmethod
-    def load(cls, path: Path, last_step: int) -> RoutingRecord:
-        """The record in `path` up to `last_step`, to go on from; empty if there is no file."""
+    def load(cls, path: Path, last_step: int, device: torch.device | None = None) -> RoutingRecord:
+        """The record in `path` up to `last_step`, to go on from, on `device`; empty if there is no file."""
         record = cls()
         if not path.exists():
             return record
         with np.load(path) as arrays:
             record.stride = int(arrays["stride"])
             names = [name for name in arrays.files if name not in ("step", "stride")]
-            columns = {name: torch.from_numpy(arrays[name]) for name in names}
+            columns = {name: torch.from_numpy(arrays[name]).to(device) for name in names}
             for index, step in enumerate(arrays["step"].tolist()):
                 if step <= last_step:
                     record.steps.append(step)

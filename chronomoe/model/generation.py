@@ -20,7 +20,9 @@ def sample(logits_BV: Tensor, temperature: float, top_p: float, generator: torch
         return logits_BV.argmax(dim=-1)
     probs_BV, ids_BV = (logits_BV.float() / temperature).softmax(dim=-1).sort(dim=-1, descending=True)
     mass_before_BV = probs_BV.cumsum(dim=-1) - probs_BV
-    probs_BV = probs_BV.masked_fill(mass_before_BV >= top_p, 0.0)  # the most likely token always stays
+    probs_BV = probs_BV.masked_fill(
+        (mass_before_BV >= top_p) & (mass_before_BV > 0), 0.0
+    )  # the most likely token always stays
     drawn_B1 = torch.multinomial(probs_BV, 1, generator=generator)
     return ids_BV.gather(-1, drawn_B1).squeeze(-1)
 

@@ -31,7 +31,7 @@ def steered(
         model = tiny_model().train()
         controller = Chronovisor(law_settings(law, **overrides), 2, 4)
         callback = ChronovisorCallback(controller, model, max_steps=10, record_path=tmp_path / "routing.npz")
-        callback.on_fit_start(None, None)
+        callback.on_train_start(None, None)
         return model, callback
 
     return make
@@ -129,7 +129,7 @@ def test_a_resumed_callback_goes_on_bit_for_bit(steered: MakeSteered, draw_ids: 
     resumed_model, resumed = steered(temperature="documented")
     resumed_model.load_state_dict(weights)
     resumed.load_state_dict(saved)
-    resumed.on_fit_start(None, None)
+    resumed.on_train_start(None, None)
     for step in range(3, 7):
         tick(callback, draw_ids(4, 12, seed=step))
         tick(resumed, draw_ids(4, 12, seed=step))

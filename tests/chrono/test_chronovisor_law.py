@@ -58,7 +58,8 @@ def test_the_field_is_pressure_plus_lens_by_the_documented_formulas(
         "chronovisor", gamma=0.3, leak=0.25, lens_bound=9.0, clocks=ClockSettings(micro_period=1, macro_period=1)
     )
     controller = Chronovisor(settings, 2, 6)
-    error_LE = (1 - 6 * UNEVEN / UNEVEN.sum(-1, keepdim=True)).clamp(-1, 1)
+    clipped_LE = (1 - 6 * UNEVEN / UNEVEN.sum(-1, keepdim=True)).clamp(-1, 1)
+    error_LE = clipped_LE - clipped_LE.mean(-1, keepdim=True)
     lens_LE = torch.zeros(2, 6)
     for _ in range(5):
         field = controller.tick(observe(UNEVEN))
@@ -79,6 +80,20 @@ def test_the_gate_opens_while_coherence_rises_and_closes_while_it_falls(
     assert gates[0] == pytest.approx(0.5)
     assert all(gate > 0.5 for gate in gates[1:4])
     assert all(gate < 0.5 for gate in gates[4:])
+
+
+def test_the_first_reading_of_coherence_is_no_change_and_leaves_no_trace(
+    law_settings: MakeSettings, observe: Observe
+) -> None:
+    controller = Chronovisor(law_settings("chronovisor", half_life_steps=0.1), 1, 4)
+    gates = []
+    for spread in (60, 60, 62, 60):  # far from balance from the start, then small changes of equal size
+        for _ in range(4):
+            controller.tick(observe(100 + spread * torch.tensor([[1, 0, 0, -1]])))
+        gates.append(controller.signals["gate_L"].item())
+    assert gates[:2] == pytest.approx([0.5, 0.5])
+    assert gates[2] > 0.75  # the first change there ever was is larger than the usual one
+    assert gates[3] < 0.35
 
 
 @given(

@@ -1,12 +1,13 @@
 """The Chronovisor law: proportional pressure, and a lens that integrates what pressure leaves behind.
 
     error    e = 1 - E * share         share from a leaky memory of the load; 0 is fair, 1 an idle expert
-    micro    P = clip(e, -1, 1)
-    macro    C = coherence(share),  g = sigmoid(dC / rms dC)
-             v <- bound((1 - leak) v + gamma g clip(e, -1, 1)),  mean_e v = 0
+             clipped to [-1, 1] and centred over experts
+    micro    P = e
+    macro    C = coherence(share),  g = sigmoid(dC / rms dC),  v <- bound((1 - leak) v + gamma g e)
     field    bias = pressure_scale P + v
 The gate integrates faster while coherence rises (with the entropy measure: while load concentrates) and slower while it
-falls, measured against the size its changes usually have. Proportional action alone leaves a steady error; the lens
+falls, measured against the size its changes usually have (in training they are far larger than their sampling noise,
+in units of which the gate would be a switch). Proportional action alone leaves a steady error; the lens
 removes it, as the integral of a PI controller does, and the bound keeps it from winding up.
 
 Axes: L MoE layers, E experts.
@@ -61,12 +62,19 @@ def bounded(lens_LE: Tensor, bound: float) -> Tensor:
     return centred_LE * (bound / largest_L1.clamp(min=1e-12)).clamp(max=1.0)
 
 
-def open_gate(state: State, share_LE: Tensor, settings: ChronovisorSettings) -> tuple[State, Tensor, Tensor]:
-    """State after a macro reading of coherence, its change [L], and the gate in (0, 1) [L] that the change asks for."""
+def open_gate(
+    state: State, share_LE: Tensor, reading: int, settings: ChronovisorSettings
+) -> tuple[State, Tensor, Tensor]:
+    """State after the macro tick's `reading` (from 1) of coherence, its change [L], and the gate in (0, 1) [L].
+
+    The first reading has nothing to differ from: its change is 0 and its gate half open. The mean square is
+    bias-corrected for the changes seen, so the first one counts as usual and not as a shock.
+    """
     now_L = MEASURES[settings.coherence](share_LE, state.get("previous_share_LE", share_LE))
-    change_L = now_L - state["coherence_L"]
+    change_L = now_L - state["coherence_L"] if reading > 1 else torch.zeros_like(now_L)
     power_L = CHANGE_MEMORY * state["change_power_L"] + (1.0 - CHANGE_MEMORY) * change_L.square()
-    gate_L = torch.sigmoid(change_L / power_L.sqrt().clamp(min=1e-12))
+    seen = 1.0 - CHANGE_MEMORY ** max(1, reading - 1)
+    gate_L = torch.sigmoid(change_L / (power_L / seen).sqrt().clamp(min=1e-12))
     read = {"coherence_L": now_L, "change_power_L": power_L}
     return read | ({"previous_share_LE": share_LE} if "previous_share_LE" in state else {}), change_L, gate_L
 
@@ -85,18 +93,22 @@ def step(
     state = dict(state)
     state["usage_LE"] = remember(state["usage_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
     share_LE = share(state["usage_LE"])
-    error_LE = (1.0 - share_LE.shape[-1] * share_LE).clamp(-1.0, 1.0)
+    clipped_LE = (1.0 - share_LE.shape[-1] * share_LE).clamp(-1.0, 1.0)
+    error_LE = clipped_LE - clipped_LE.mean(dim=-1, keepdim=True)  # a common bias would move nothing
     active = ticks.step > settings.start_step
     signals: Signals = {}
     if ticks.micro:
         state["pressure_LE"] = error_LE
     if ticks.macro:
-        read, change_L, gate_L = open_gate(state, share_LE, settings)
+        reading = ticks.step // settings.clocks.macro_period
+        read, change_L, gate_L = open_gate(state, share_LE, reading, settings)
         state |= read
         signals = {"coherence_L": read["coherence_L"], "coherence_change_L": change_L, "gate_L": gate_L}
         if active:
             state["lens_LE"] = integrate(state["lens_LE"], error_LE, gate_L, settings)
-    state |= temperature.step(state, share_LE, state["coherence_L"].mean(), ticks, settings.temperature)
+    if active:
+        coherence = state["coherence_L"].mean().clamp(0.0, 1.0)  # alignment may be negative, heat may not
+        state |= temperature.step(state, share_LE, coherence, ticks, settings.temperature)
     pressure_LE = scheduled_pressure(state["pressure_LE"], ticks, settings)
     field = Field(pressure_LE + state["lens_LE"], temperature.log_temperature(state, share_LE))
     signals |= {"pressure_LE": pressure_LE, "lens_LE": state["lens_LE"]}

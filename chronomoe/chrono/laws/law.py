@@ -75,8 +75,8 @@ class Law(NamedTuple):
 
 
 def scheduled_pressure(pressure_LE: Tensor, ticks: Ticks, settings: ControlSettings) -> Tensor:
-    """The pressure after its schedule, its scale and its layer's factor."""
-    progress = min(1.0, ticks.step / settings.schedule_steps)
+    """The pressure after its schedule (which begins when control does), its scale and its layer's factor."""
+    progress = min(1.0, max(0, ticks.step - settings.start_step) / settings.schedule_steps)
     shape = {"constant": 1.0, "warmup": progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     scaled_LE = pressure_LE * (settings.pressure_scale * shape[settings.schedule])
     if not settings.layer_scales:
