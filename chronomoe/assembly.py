@@ -41,7 +41,7 @@ def assemble(
 ) -> Parts:
     settings, tokens_per_step = config.trainer, config.data.batch_size * config.data.seq_len
     chronovisor = None
-    if config.model.num_experts > 1:
+    if not config.model.dense:
         controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts, config.seed)
         chronovisor = ChronovisorCallback(
             controller, model, max_steps=settings.max_steps, record_path=run_dir / "routing.npz"

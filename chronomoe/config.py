@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
 
 from chronomoe.chrono.clocks import ClockSettings
 from chronomoe.chrono.laws import LAWS
@@ -55,6 +56,18 @@ SCHEMAS: dict[str, type] = {
     "logger": LoggerSettings,
 }
 """group -> schema, registered as `base_<group>`; each law registers its own as `chrono/base_<law>`."""
+
+
+WATCHING = (
+    "ckpt_path",
+    "logger.",
+    "data.cache_dir",
+    "data.num_workers",
+    "trainer.log_",
+    "trainer.checkpoint_",
+    "trainer.keep_",
+)
+"""Settings that leave a run's numbers as they are."""
 
 
 def register() -> None:
@@ -106,7 +119,7 @@ def load_config(path: Path) -> TrainConfig:
         groups = {name: schema for name, schema in SCHEMAS.items() if "/" not in name}
         groups["chrono"] = LAWS[saved.chrono.law].settings
         merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), groups, saved)
-    except (OmegaConfBaseException, KeyError, AttributeError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is no config of this version: {str(error).splitlines()[0]}") from None
     assert isinstance(merged, DictConfig)
     return parse(merged)
@@ -115,9 +128,8 @@ def load_config(path: Path) -> TrainConfig:
 def config_hash(config: TrainConfig) -> str:
     """Twelve hex digits that identify a run: everything that shapes it, not where it resumes from or what watches
     it."""
-    resolved = dataclasses.asdict(config)
-    del resolved["ckpt_path"], resolved["logger"]
-    return hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+    shaping = {key: value for key, value, _ in walk(config) if not key.startswith(WATCHING)}
+    return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def walk(node: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
@@ -197,6 +209,7 @@ def check_together(config: TrainConfig) -> None:
     """Values that contradict each other. Each message names the key to change and a value that fits."""
     check_model(config.model, config.router)
     check_chrono(config)
+    check_source(config.data)
     model, data, trainer, optim = config.model, config.data, config.trainer, config.optim
     if data.seq_len > model.max_seq_len:
         raise InputError(f"data.seq_len={data.seq_len} exceeds model.max_seq_len={model.max_seq_len}: lower the first")
@@ -221,6 +234,13 @@ def check_together(config: TrainConfig) -> None:
         raise InputError(f"optim.warmup_frac + optim.decay_frac exceed 1: lower optim.decay_frac={optim.decay_frac}")
 
 
+def check_source(data: DataSettings) -> None:
+    """A setting of another source would be ignored in silence."""
+    for key, source in (("path", "text"), ("name", "huggingface"), ("subset", "huggingface")):
+        if getattr(data, key) is not None and data.source != source:
+            raise InputError(f"data.{key} has no meaning for data.source={data.source}: add data={source}")
+
+
 def check_model(model: ModelSettings, router: RouterSettings) -> None:
     heads, kv_heads = model.num_heads, model.num_kv_heads
     if model.dim % heads or (model.dim // heads) % 2:
@@ -241,10 +261,17 @@ def check_model(model: ModelSettings, router: RouterSettings) -> None:
 
 def check_chrono(config: TrainConfig) -> None:
     chrono, model = config.chrono, config.model
-    if model.num_experts == 1 and chrono.law != "off":
+    if model.dense and chrono.law != "off":
         raise InputError(f"chrono.law={chrono.law} has no router to steer in a dense model: add chrono=off")
+    law = LAWS.get(chrono.law)
+    if law is None or type(chrono) is not law.settings:
+        raise InputError(f"chrono.law={chrono.law} is set by the law's file: choose a law with chrono={'|'.join(LAWS)}")
     if not isinstance(chrono, ControlSettings):
         return
+    if chrono.start_step >= config.trainer.max_steps:
+        raise InputError(
+            f"chrono.start_step={chrono.start_step} is past the run's end: lower it below trainer.max_steps"
+        )
     clocks = chrono.clocks
     if clocks.macro_period % clocks.micro_period:
         nearest = max(1, round(clocks.macro_period / clocks.micro_period)) * clocks.micro_period

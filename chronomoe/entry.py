@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed while running, 2 the input was wrong, 130 stopped b
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import errno
 import itertools
@@ -85,6 +86,7 @@ Settings = TypeVar("Settings")
 def read_arguments(schema: type[Settings], arguments: Sequence[str]) -> Settings:
     """`key=value` arguments of a command that is no Hydra job, checked like any config; `--help` lists the keys."""
     cfg = OmegaConf.structured(schema)
+    names = [field.name for field in dataclasses.fields(schema)]  # type: ignore[arg-type]
     if {"-h", "--help"} & set(arguments):
         print(OmegaConf.to_yaml(cfg), end="")
         sys.exit(0)
@@ -92,8 +94,8 @@ def read_arguments(schema: type[Settings], arguments: Sequence[str]) -> Settings
         key, equals, value = argument.partition("=")
         if not equals:
             raise InputError(f"'{argument}' is no argument: write key=value")
-        if key not in cfg:
-            raise InputError(unknown_key(key, list(cfg)))
+        if key not in names:
+            raise InputError(unknown_key(key, names))
         OmegaConf.update(cfg, key, value.replace("${", "\\${"))  # a prompt is text, not an interpolation
     return settle(cfg)
 

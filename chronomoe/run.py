@@ -79,12 +79,13 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     if config.ckpt_path is not None:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         controller = None
-        if config.model.num_experts > 1:
+        if not config.model.dense:
             controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)
         check_resumable(Path(config.ckpt_path), shapes, controller, config.trainer.max_steps)
     prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)
     if not quiet:
-        say(f"model: {config.model.num_layers} layers x {config.model.num_experts} experts: {size}")
+        experts = "dense" if config.model.dense else f"{config.model.num_experts} experts"
+        say(f"model: {config.model.num_layers} layers, {experts}: {size}")
 
 
 def check_writable(run_dir: Path) -> None:

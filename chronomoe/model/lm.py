@@ -53,11 +53,11 @@ class Block(nn.Module):
         self.attention = Attention(model.dim, model.num_heads, model.num_kv_heads)
         self.ffn_norm = nn.RMSNorm(model.dim, model.norm_eps)
         self.ffn: MoELayer | SwiGLU
-        if model.num_experts > 1:
+        if model.dense:
+            self.ffn = SwiGLU(model.dim, router.top_k * model.hidden_dim)
+        else:
             gate = TopKRouter(model.dim, model.num_experts, router.top_k, actuation)
             self.ffn = MoELayer(gate, ExpertBank(model.num_experts, model.dim, model.hidden_dim), model.num_experts)
-        else:
-            self.ffn = SwiGLU(model.dim, model.hidden_dim)
 
     def forward(
         self,
@@ -92,7 +92,7 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(settings.dim, settings.vocab_size, bias=False)
         if settings.tie_embeddings:
             self.head.weight = self.embedding.weight
-        shape = (settings.num_layers if settings.num_experts > 1 else 0, settings.num_experts)
+        shape = (settings.num_moe_layers, settings.num_experts)
         self.register_buffer("expert_bias_LE", torch.zeros(shape))
         self.register_buffer("log_temperature_LE", torch.zeros(shape))
         self.register_buffer("routing_2LE", torch.zeros(2, *shape, dtype=torch.int64), persistent=False)
@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
         x_BSD = self.embedding(input_ids_BS)
         routings: list[RouterOutput] = []
         for layer, block in enumerate(self.blocks):
-            field = (self.expert_bias_LE[layer], self.log_temperature_LE[layer]) if len(self.expert_bias_LE) else None
+            field = (self.expert_bias_LE[layer], self.log_temperature_LE[layer]) if not self.settings.dense else None
             x_BSD, routing = block(x_BSD, rotation, allowed, caches[layer] if caches else None, field)
             if routing is not None:
                 routings.append(routing)

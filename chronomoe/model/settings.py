@@ -10,9 +10,9 @@ from chronomoe.settings import setting
 @dataclass(kw_only=True)
 class ModelSettings:
     num_layers: int = setting(low=1)
-    """Transformer blocks; every block has one MoE layer (none when `num_experts` is 1)."""
-    num_experts: int = setting(low=1)
-    """Routed experts per layer; 1 makes the model dense, with no router and nothing to control."""
+    """Transformer blocks; every block has one MoE layer."""
+    num_experts: int = setting(low=2)
+    """Routed experts per layer."""
     dim: int = setting(low=1)
     """Width of the residual stream."""
     hidden_dim: int = setting(low=1)
@@ -33,8 +33,15 @@ class ModelSettings:
     """Use the embedding matrix as the output head."""
     init_std: float = setting(0.02, low=0.0)
     """Standard deviation of every weight matrix at the start; 0.02 puts the first loss near ln(vocab_size)."""
+    dense: bool = setting(False)
+    """Put one SwiGLU of width top_k * hidden_dim in the place of each MoE layer: the baseline with equal active
+    parameters, without routers and with nothing to control."""
     document_mask: bool = setting(False)
     """Attend only within a document of a packed sequence (documents end with the end-of-document token)."""
+
+    @property
+    def num_moe_layers(self) -> int:
+        return 0 if self.dense else self.num_layers
 
 
 @dataclass(kw_only=True)

@@ -36,7 +36,9 @@ def identity(run: Run) -> str:
 def shape(run: Run) -> str:
     """`2 layers × 8 experts, top-2` or `2 layers, dense`."""
     layers, experts, top_k = (run.setting(key) for key in ("model.num_layers", "model.num_experts", "router.top_k"))
-    return f"{layers} layers × {experts} experts, top-{top_k}" if experts and experts > 1 else f"{layers} layers, dense"
+    return (
+        f"{layers} layers, dense" if run.setting("model.dense") else f"{layers} layers × {experts} experts, top-{top_k}"
+    )
 
 
 def data(run: Run) -> str:

@@ -28,7 +28,7 @@ def choose_hardware(trainer: TrainerSettings) -> Hardware:
     if accelerator == "cuda" and not gpus:
         way = "trainer.accelerator=cpu" if trainer.strategy != "single" else "trainer=cpu"
         raise InputError(f"trainer.accelerator=cuda, but there is no GPU here: run it on the CPU with {way}")
-    available = gpus if accelerator == "cuda" else len(os.sched_getaffinity(0))
+    available = gpus if accelerator == "cuda" else processor_cores()
     if trainer.devices > available:
         kind = "GPU(s)" if accelerator == "cuda" else "processor core(s)"
         raise InputError(
@@ -37,10 +37,19 @@ def choose_hardware(trainer: TrainerSettings) -> Hardware:
     return Hardware(accelerator, choose_precision(trainer.precision, accelerator))
 
 
+def processor_cores() -> int:
+    """Cores this process may use (macOS cannot say, and has no affinity)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def choose_precision(precision: str, accelerator: str) -> str:
     if precision != "auto":
         return precision
-    has_bf16 = torch.cuda.is_bf16_supported() if accelerator == "cuda" else torch.cpu._is_amx_tile_supported()
+    has_bf16 = (
+        torch.cuda.is_bf16_supported(including_emulation=False)
+        if accelerator == "cuda"
+        else torch.cpu._is_amx_tile_supported()
+    )
     return "bf16-mixed" if has_bf16 else "32-true"
 
 

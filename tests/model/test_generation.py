@@ -19,10 +19,10 @@ MakeIds = Callable[..., Tensor]
 NEW = 10
 
 
-@pytest.mark.parametrize("num_experts", [4, 1], ids=["experts", "dense"])
+@pytest.mark.parametrize("dense", [False, True], ids=["experts", "dense"])
 @torch.no_grad()
-def test_cached_logits_equal_full_recomputation(tiny_model: MakeModel, draw_ids: MakeIds, num_experts: int) -> None:
-    model, ids_BS = tiny_model(num_experts=num_experts), draw_ids(3, 16)
+def test_cached_logits_equal_full_recomputation(tiny_model: MakeModel, draw_ids: MakeIds, dense: bool) -> None:
+    model, ids_BS = tiny_model(dense=dense), draw_ids(3, 16)
     caches = model.new_caches(3, 16)
     pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 4, 1, 5], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids_BS).logits_BSV, rtol=0, atol=2e-5)

@@ -28,13 +28,13 @@ def steer(model: LanguageModel) -> LanguageModel:
     return model
 
 
-@pytest.mark.parametrize("num_experts", [4, 1], ids=["experts", "dense"])
+@pytest.mark.parametrize("dense", [False, True], ids=["experts", "dense"])
 @pytest.mark.parametrize("changed", [1, 5, LENGTH - 1])
 @torch.no_grad()
 def test_changing_a_token_leaves_the_logits_before_it_alone(
-    tiny_model: MakeModel, draw_ids: MakeIds, changed: int, num_experts: int
+    tiny_model: MakeModel, draw_ids: MakeIds, changed: int, dense: bool
 ) -> None:
-    model = steer(tiny_model(num_experts=num_experts))
+    model = steer(tiny_model(dense=dense))
     ids_BS = draw_ids(2, LENGTH)
     other_BS = ids_BS.clone()
     other_BS[:, changed] = (other_BS[:, changed] + 1) % 32
@@ -151,7 +151,7 @@ def test_bf16_autocast_stays_close_to_fp32(tiny_model: MakeModel, draw_ids: Make
 
 
 def test_a_dense_model_routes_nothing_and_holds_no_field(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
-    model = tiny_model(num_experts=1).train()
+    model = tiny_model(dense=True).train()
     assert model(draw_ids(1, LENGTH)).routings == []
     assert model.expert_bias_LE.numel() == model.routing_2LE.numel() == 0
     assert not any("router" in name for name, _ in model.named_parameters())

@@ -26,7 +26,7 @@ def count(model: ModelSettings, experts: int) -> int:
     """Parameters if every layer had `experts` of its experts."""
     head_dim = model.dim // model.num_heads
     attention = 2 * model.dim * model.num_heads * head_dim + 2 * model.dim * model.num_kv_heads * head_dim
-    gate = model.dim * model.num_experts if model.num_experts > 1 else 0
+    gate = 0 if model.dense else model.dim * model.num_experts
     layer = attention + gate + experts * 3 * model.dim * model.hidden_dim + 2 * model.dim
     embeddings = model.vocab_size * model.dim * (1 if model.tie_embeddings else 2)
     return model.num_layers * layer + embeddings + model.dim
@@ -39,15 +39,15 @@ def test_mixtral_8x7b_builds_on_meta_with_its_published_sizes() -> None:
     assert size.active == count(settings, 2) == 12_879_925_248
 
 
-@pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True}, {"num_experts": 1}, {"num_kv_heads": 4}])
+@pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True}, {"dense": True}, {"num_kv_heads": 4}])
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_sizes_equal_the_closed_form(
     tiny_settings: Callable[..., ModelSettings], overrides: dict[str, object], top_k: int
 ) -> None:
     settings = tiny_settings(**overrides)
     size = size_of(settings, RouterSettings(kind="mixtral", top_k=top_k))
-    assert size.stored == count(settings, settings.num_experts)
-    assert size.active == count(settings, min(top_k, settings.num_experts))
+    assert size.stored == count(settings, top_k if settings.dense else settings.num_experts)
+    assert size.active == count(settings, top_k)
 
 
 def test_a_model_on_meta_and_a_real_one_have_one_size(tiny_model: Callable[..., LanguageModel]) -> None:

@@ -17,6 +17,7 @@ CONFIG = """\
 model:
   num_layers: {num_layers}
   num_experts: {num_experts}
+  dense: {dense}
   dim: 128
 router:
   kind: mixtral
@@ -36,20 +37,23 @@ def write_run(
     steps: int = 300,
     num_layers: int = 2,
     num_experts: int = 8,
+    dense: bool = False,
     law: str = "chronovisor",
     error: str | None = None,
     eval_every_steps: int = 50,
 ) -> Path:
     """Write a run of `steps` logged steps; one expert is a dense model, `error` ends the run as failed."""
     directory.mkdir(parents=True)
-    (directory / "config.yaml").write_text(CONFIG.format(num_layers=num_layers, num_experts=num_experts, law=law))
+    (directory / "config.yaml").write_text(
+        CONFIG.format(num_layers=num_layers, num_experts=num_experts, dense=dense, law=law)
+    )
     write_summary(directory, steps, error)
     rng = np.random.default_rng(0)
     step = np.arange(1, steps + 1)
     loss = 4.1 + 4.2 * np.exp(-step / 60) + 0.05 * rng.standard_normal(steps)
     columns = {"step": step, "train/loss": loss, "train/lr": 3e-4 * np.minimum(1, step / 30)}
     columns["train/tokens"] = step * TOKENS_PER_STEP
-    if num_experts > 1 and steps:
+    if steps and not dense:
         columns |= write_routing(directory, step, num_layers, num_experts, law, rng)
     rows: list[dict[str, Any]] = []
     for index in range(steps):

@@ -28,7 +28,7 @@ def unpacked(spec: dict[str, Any]) -> np.ndarray:
     return values.reshape([int(length) for length in spec["shape"].split(",")]) if "shape" in spec else values
 
 
-@pytest.mark.parametrize("options", [{}, {"law": "off"}, {"num_experts": 1}, {"steps": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"law": "off"}, {"dense": True}, {"steps": 1}], ids=str)
 def test_every_view_is_a_figure_by_plotlys_own_schema(make_run: MakeRun, options: dict):
     made = all_charts(Run.load(make_run(**options)))
     assert made

@@ -20,7 +20,7 @@ ALL = ["loss", "coherence", "usage", "layers", "control"]
     [
         ({}, ALL),
         ({"law": "off"}, ["loss", "usage", "layers", "control"]),
-        ({"num_experts": 1}, ["loss"]),
+        ({"dense": True}, ["loss"]),
         ({"steps": 1, "error": "loss is not finite"}, ALL),
         ({"steps": 0, "error": "out of memory"}, []),
         ({"num_layers": 1, "num_experts": 9, "steps": 20}, ALL),

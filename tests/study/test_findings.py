@@ -19,7 +19,7 @@ def test_identity_says_which_run_it_is(finished_run: Path):
 
 
 def test_a_dense_model_is_called_dense(make_run: MakeRun):
-    assert findings.shape(Run.load(make_run(num_experts=1))) == "2 layers, dense"
+    assert findings.shape(Run.load(make_run(dense=True))) == "2 layers, dense"
 
 
 def test_usage_speaks_of_the_busiest_and_the_least_used_expert(finished_run: Path):

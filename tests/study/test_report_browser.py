@@ -113,7 +113,7 @@ def test_charts_fit_the_paper_when_printed_and_the_window_again_after(opened: Op
 @pytest.mark.parametrize(
     ("options", "drawn"),
     [
-        ({"num_experts": 1}, ["loss", "metric"]),
+        ({"dense": True}, ["loss", "metric"]),
         ({"steps": 3, "error": "loss is not finite"}, CHARTS),
         ({"steps": 0, "error": "out of memory"}, []),
     ],
