@@ -132,7 +132,10 @@ class BeforeRun(Callback):
 
         try:
             for overrides in points(config):
-                preflight(parse(compose(config.hydra.job.config_name, overrides)), config.hydra.sweep.dir, quiet=True)
+                point = parse(compose(config.hydra.job.config_name, overrides))
+                if point.ckpt_path == "last":
+                    point.ckpt_path = None  # each job looks in its own folder
+                preflight(point, config.hydra.sweep.dir, quiet=True)
         except InputError as error:
             leave(f"{' '.join(overrides)}: {error}", WRONG_INPUT)
         except (HydraException, OmegaConfBaseException) as error:

@@ -44,7 +44,10 @@ def load_model(run_dir: Path, checkpoint: str) -> tuple[LanguageModel, TrainConf
     """A run's model in eval mode on the CPU, its frozen field included."""
     config = load_config(run_dir / "config.yaml")
     model = LanguageModel(config.model, config.router, config.chrono.actuation)
-    weights = read_checkpoint(run_dir / "checkpoints" / f"{checkpoint}.ckpt")["state_dict"]
+    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    if checkpoint == "best" and not path.exists():
+        path = path.with_name("last.ckpt")  # stopped before its first evaluation
+    weights = read_checkpoint(path, key="run")["state_dict"]
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
     return model.eval(), config
 

@@ -8,11 +8,14 @@ summary; one that is stopped lacks only the pictures, which `python -m chronomoe
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
 import shutil
 import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +24,7 @@ from omegaconf import OmegaConf
 from chronomoe.config import TrainConfig, config_hash, load_config
 from chronomoe.settings import InputError, RunFailed, Stopped
 from chronomoe.training.launch import is_first_process, launched
+from chronomoe.training.settings import LoggerSettings
 
 BUILT_WHOLE = 4_000_000_000
 """Up to so many parameters (16 GB) every rank of a sharded run builds the whole model before sharding it."""
@@ -43,12 +47,12 @@ def resume_from(config: TrainConfig, run_dir: str | None) -> Resume | None:
     else:
         wanted = config_hash(config)
         dated = sorted(Path("outputs").glob("*/*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
-        candidates = [path.parent for path in dated if saved_hash(path) == wanted]
+        candidates = [path.parent for path in dated if saved_hash(path) == wanted and not is_done(path.parent)]
     for candidate in candidates:
         checkpoint = candidate / "checkpoints" / "last.ckpt"
         if checkpoint.exists():
             return Resume(candidate, checkpoint)
-    where = run_dir or f"outputs/ for a run of this config (hash {config_hash(config)})"
+    where = run_dir or f"outputs/ for an unfinished run of this config (hash {config_hash(config)})"
     raise InputError(f"ckpt_path=last: no checkpoints/last.ckpt in {where}; name a file, or leave ckpt_path out")
 
 
@@ -59,6 +63,11 @@ def saved_hash(config_yaml: Path) -> str | None:
         return None  # written by another version
 
 
+def is_done(run_dir: Path) -> bool:
+    summary = run_dir / "summary.json"
+    return summary.exists() and json.loads(summary.read_text())["status"] == "done"
+
+
 def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> None:
     """Everything that can be refused before a run directory exists. Raises InputError; says sizes unless quiet."""
     import torch
@@ -67,25 +76,43 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
     from chronomoe.model.sizing import measure
-    from chronomoe.training.checkpoints import check_resumable
     from chronomoe.training.devices import check_memory, choose_hardware
 
     check_writable(Path(run_dir))
+    check_unused(config, Path(run_dir))
+    check_installed(config.logger)
     hardware = choose_hardware(config.trainer)
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router)
     size = measure(model, config.router.top_k)
     check_memory(size, config.trainer, hardware)
     if config.ckpt_path is not None:
+        from chronomoe.training.checkpoints import check_resumable, check_same_order  # takes seconds: Lightning
+
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         controller = None
         if not config.model.dense:
             controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)
         check_resumable(Path(config.ckpt_path), shapes, controller, config.trainer.max_steps)
-    prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)
+    corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)
+    if config.ckpt_path is not None:
+        check_same_order(Path(config.ckpt_path), corpus.order(config.data, config.seed))
     if not quiet:
         experts = "dense" if config.model.dense else f"{config.model.num_experts} experts"
         say(f"model: {config.model.num_layers} layers, {experts}: {size}")
+
+
+def check_unused(config: TrainConfig, run_dir: Path) -> None:
+    """A fresh run must not leave its files among another's: its checkpoints would be taken for the new run's."""
+    if config.ckpt_path is None and (run_dir / "checkpoints").exists():
+        raise InputError(
+            f"hydra.run.dir={run_dir} holds a run already: go on with it by ckpt_path=last, or choose another folder"
+        )
+
+
+def check_installed(logger: LoggerSettings) -> None:
+    if logger.wandb and find_spec("wandb") is None:
+        raise InputError('logger=wandb needs wandb: install it with pip install -e ".[wandb]"')
 
 
 def check_writable(run_dir: Path) -> None:
@@ -110,6 +137,8 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     resume = resume_from(config, str(run_dir))
     if resume is not None:
         config = dataclasses.replace(config, ckpt_path=str(resume.checkpoint))
+    if not is_first_process():  # started by torchrun or SLURM beside the one that writes
+        return train(config, run_dir, time.perf_counter())
     (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
     (run_dir / "summary.json").unlink(missing_ok=True)
     started = time.perf_counter()
@@ -143,11 +172,14 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     from chronomoe import assembly
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
-    from chronomoe.training.devices import choose_hardware
+    from chronomoe.training.devices import choose_hardware, processor_cores, settle_for
     from chronomoe.training.loggers import close_wandb
 
     quiet_lightning()
     hardware = choose_hardware(config.trainer)
+    config = dataclasses.replace(config, trainer=settle_for(config.trainer, hardware))
+    if hardware.accelerator == "cpu" and config.trainer.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, processor_cores() // config.trainer.devices))  # alike on every rank
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
     torch.manual_seed(config.seed)
     with torch.device(build_device(config)):
@@ -185,7 +217,10 @@ def report(
 
     numbers = summary.finished_summary(config, parts, corpus, wall_seconds)
     summary.write_summary(run_dir, numbers)
-    draw(run_dir)
+    try:
+        draw(run_dir)
+    except OSError as error:  # the run itself is done and written
+        say(f"warning: no figures or report ({error}); draw them with python -m chronomoe.report run={run_dir}")
     print(summary.table(numbers, run_dir, sync_line))
     return numbers
 

@@ -7,7 +7,7 @@
 | val_loss, val_perplexity, unigram_perplexity | of the last evaluation; the context-free model's on the same tokens |
 | max_vio_early, max_vio_late | MaxVio per step, mean over layers: over the first third, and over the last 50 steps |
 | load_entropy, dead_expert_frac | at the last logged step |
-| tokens_per_sec, wall_seconds | training alone; everything |
+| tokens_per_sec, wall_seconds | evaluation left out; from the start of the run, the corpus being ready, to its end |
 | num_params, num_active_params | stored, and acting on one token |
 | config_hash, versions, git_revision | what was run |
 """
@@ -35,6 +35,11 @@ from chronomoe.model.sizing import size_of
 from chronomoe.settings import InputError, RunFailed
 
 LATE_STEPS = 50
+MEASURED = (
+    *("steps", "tokens", "val_loss", "val_perplexity", "unigram_perplexity", "max_vio_early", "max_vio_late"),
+    *("load_entropy", "dead_expert_frac", "tokens_per_sec"),
+)
+"""What only a finished run can say; null in the summary of any other."""
 
 
 def finished_summary(config: TrainConfig, parts: Parts, corpus: PackedCorpus, wall_seconds: float) -> dict[str, Any]:
@@ -65,7 +70,10 @@ def failure_summary(config: TrainConfig, error: BaseException, stopped: bool, wa
     if isinstance(error, (InputError, RunFailed)):
         reason = str(error)
     status = "stopped" if stopped else "failed"
-    return identity(config) | {"status": status, "error": reason.splitlines()[0], "wall_seconds": wall_seconds}
+    unknown = dict.fromkeys(MEASURED)
+    return (
+        identity(config) | unknown | {"status": status, "error": reason.splitlines()[0], "wall_seconds": wall_seconds}
+    )
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:

@@ -50,7 +50,9 @@ def test_command_in_the_documentation_is_valid(page: str, command: str) -> None:
             f"{override.split('=')[0]}={axis[min(index, len(axis) - 1)]}" if len(axis) > 1 else override
             for override, axis in zip(overrides, axes, strict=True)
         ]
-        compose_config([override for override in point if not override.startswith(("hydra.", "data.path", "ckpt_path"))])
+        compose_config(
+            [override for override in point if not override.startswith(("hydra.", "data.path", "ckpt_path"))]
+        )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

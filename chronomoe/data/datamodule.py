@@ -74,6 +74,10 @@ class LanguageDataModule(LightningDataModule):
         self.max_steps = max_steps
         self.accumulate_grad_batches = accumulate_grad_batches
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must agree with to be gone on from; the position follows from the step."""
+        return self.corpus.order(self.settings, self.seed)
+
     def train_dataloader(self) -> DataLoader:
         dataset = BlockDataset(self.corpus, "train", self.settings.seq_len)
         rank, world = self._rank_and_world()

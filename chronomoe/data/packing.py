@@ -11,14 +11,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_only
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
@@ -85,6 +85,11 @@ class PackedCorpus:
         """float32 [vocab]: ln((count + 1) / (tokens + vocab)) over the training split, the context-free baseline."""
         counts = np.load(self.directory / "unigram_counts.npy").astype(np.float64)
         return np.log((counts + 1) / (counts.sum() + self.vocab_size)).astype(np.float32)
+
+    def order(self, settings: DataSettings, seed: int) -> dict[str, Any]:
+        """Setting -> value of everything that decides which tokens are read when, apart from the step."""
+        order = {"seed": seed, "data.batch_size": settings.batch_size, "data.seq_len": settings.seq_len}
+        return order | {"data (content hash)": self.content_hash}
 
     def tokenizer(self) -> Tokenizer:
         return load_tokenizer(str(self.directory / "tokenizer")).tokenizer
@@ -229,6 +234,7 @@ def _batches(documents: list[Document]) -> Iterator[list[Piece]]:
         yield batch
 
 
-@rank_zero_only
 def _say(line: str) -> None:
+    if int(os.environ.get("LOCAL_RANK", 0)):
+        return  # one process of a run speaks; Lightning would tell, but takes three seconds to import
     print(line, file=sys.stderr)

@@ -23,6 +23,8 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from chronomoe.study import figures
 from chronomoe.study.run import Run
 from chronomoe.study.series import utilisation
+from chronomoe.training.settings import TrainerSettings
+from chronomoe.training.step_end import StepEnd
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,16 +32,14 @@ if TYPE_CHECKING:
     from chronomoe.chrono.callback import ChronovisorCallback
 
 
-class RoutingPictures(L.Callback):
-    def __init__(self, chronovisor: ChronovisorCallback, run_dir: Path, every_steps: int) -> None:
+class RoutingPictures(StepEnd):
+    def __init__(
+        self, settings: TrainerSettings, chronovisor: ChronovisorCallback, run_dir: Path, every_steps: int
+    ) -> None:
+        super().__init__(settings)
         self.chronovisor, self.run_dir, self.every_steps = chronovisor, run_dir, every_steps
-        self._steps_done = 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        step = trainer.global_step
-        if step == self._steps_done:
-            return
-        self._steps_done = step
+    def at_step_end(self, trainer: L.Trainer, step: int) -> None:
         if trainer.is_global_zero and (step % self.every_steps == 0 or step == trainer.max_steps):
             self.show(trainer, step)
 

@@ -16,6 +16,7 @@ from chronomoe.study.run import Run
 
 METRICS = ("val_loss", "max_vio_early", "max_vio_late", "load_entropy", "dead_expert_frac", "tokens_per_sec")
 RESAMPLES = 10_000
+HIGHER_IS_BETTER = ("load_entropy", "tokens_per_sec")
 ENOUGH_PAIRS = 5
 
 
@@ -30,7 +31,7 @@ class Effect(NamedTuple):
     ci_low: float
     ci_high: float
     wins: int
-    """Pairs in which the arm's value is the lower."""
+    """Pairs in which the arm does better: higher where `HIGHER_IS_BETTER` says so, else lower."""
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -68,9 +69,10 @@ def effect(arm: Mapping[int, Run], baseline: Mapping[int, Run], metric: str) -> 
     if not pairs:
         return None
     mine, theirs = np.array(pairs, dtype=np.float64).T
-    low, high = bootstrap_interval(mine - theirs)
     difference = mine - theirs
-    return Effect(len(pairs), mine.mean(), difference.mean(), low, high, int((difference < 0).sum()))
+    low, high = bootstrap_interval(difference)
+    wins = difference > 0 if metric in HIGHER_IS_BETTER else difference < 0
+    return Effect(len(pairs), float(mine.mean()), float(difference.mean()), low, high, int(wins.sum()))
 
 
 def bootstrap_interval(values: np.ndarray) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(unfinished, target)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        except BaseException as error:
             unfinished.unlink(missing_ok=True)
+            if not isinstance(error, OSError) and "PytorchStreamWriter" not in str(error):
+                raise  # no fault of the disk, which torch reports in the name of its writer
             reason = error.strerror if isinstance(error, OSError) else "the write failed, the disk may be full"
             kept = "; the previous one is untouched" if target.exists() else ""
             raise CheckpointNotSaved(f"could not save {target}: {reason}{kept}") from error
@@ -54,18 +57,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
 
 
-def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
-    """Load tensors and plain containers to the CPU. Raises InputError for a missing, broken or foreign file."""
+BROKEN = (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError, AttributeError, TypeError)
+"""What torch.load raises on bytes that are no checkpoint."""
+
+
+def read_checkpoint(path: Path, *, mmap: bool = False, key: str = "ckpt_path") -> dict[str, Any]:
+    """Load tensors and plain containers to the CPU. Raises InputError for a missing, broken or foreign file, naming
+    the setting `key` that led to it."""
     if not path.is_file():
-        raise InputError(f"ckpt_path={path}: there is no such file")
+        raise InputError(f"{key}={path}: there is no such file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, KeyError):
-        raise InputError(
-            f"ckpt_path={path} is truncated, or no checkpoint of this project; it was not executed"
-        ) from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint or "global_step" not in checkpoint:
-        raise InputError(f"ckpt_path={path} is no training checkpoint: it holds no state_dict and global_step")
+        with warnings.catch_warnings(action="ignore"):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except BROKEN:
+        raise InputError(f"{key}={path} is truncated, or no checkpoint of this project; it was not executed") from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise InputError(f"{key}={path} is no training checkpoint: it holds no state_dict")
+    if "global_step" not in checkpoint:
+        raise InputError(f"{key}={path} is no training checkpoint: it holds no global_step")
     return checkpoint
 
 
@@ -117,4 +126,15 @@ def check_resumable(
         except InputError as error:
             raise InputError(f"ckpt_path={path}: {error}") from None
     if checkpoint["global_step"] >= steps:
-        raise InputError(f"ckpt_path={path} is at step {checkpoint['global_step']}: raise trainer.max_steps={steps}")
+        raise InputError(
+            f"ckpt_path={path} is at step {checkpoint['global_step']}: to go on, raise trainer.max_steps={steps} "
+            f"and name the folder (hydra.run.dir=…) or the file"
+        )
+
+
+def check_same_order(path: Path, order: dict[str, Any]) -> None:
+    """Raise InputError if the checkpoint's run read its text in another order: its position would mean nothing here."""
+    saved = read_checkpoint(path, mmap=True).get("LanguageDataModule", {})
+    for name, value in order.items():
+        if saved.get(name) != value:
+            raise InputError(f"ckpt_path={path} was trained with {name}={saved.get(name)}, not {value}: use the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import NamedTuple
 
@@ -51,6 +52,13 @@ def choose_precision(precision: str, accelerator: str) -> str:
         else torch.cpu._is_amx_tile_supported()
     )
     return "bf16-mixed" if has_bf16 else "32-true"
+
+
+def settle_for(trainer: TrainerSettings, hardware: Hardware) -> TrainerSettings:
+    """Fill in what depends on the device: on a GPU every logged step costs a wait for it, so fewer are."""
+    if trainer.log_every_steps is not None:
+        return trainer
+    return dataclasses.replace(trainer, log_every_steps=10 if hardware.accelerator == "cuda" else 1)
 
 
 def check_memory(size: Size, trainer: TrainerSettings, hardware: Hardware) -> None:

@@ -1,4 +1,4 @@
-"""Stopping when asked: Ctrl-C or SIGTERM ends the run after the current optimizer step, with its state saved."""
+"""Stopping when asked: Ctrl-C or SIGTERM ends the run after the next logged optimizer step, with its state saved."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class StopWhenAsked(StepEnd):
         self.asked = True
 
     def at_step_end(self, trainer: L.Trainer, step: int) -> None:
+        if step % (self.settings.log_every_steps or 1):
+            return  # a step nobody looked at is not saved, and asking the other ranks costs a wait for the device
         asked = self.asked
         if trainer.world_size > 1:  # the signal may have reached the ranks at different steps
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)

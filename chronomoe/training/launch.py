@@ -2,7 +2,8 @@
 
 Lightning would repeat this process's command line, which under `--multirun` starts the whole sweep again in every rank.
 Here each further rank is `python -m chronomoe.training.launch <run directory>`: it reads the resolved config and runs
-it. Under torchrun or SLURM, which set WORLD_SIZE themselves, nothing is started.
+it. Under torchrun or SLURM, which start all ranks themselves, nothing is started; there, name the folder with
+hydra.run.dir.
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ GRACE_SECONDS = 30.0
 
 def is_first_process() -> bool:
     """Whether this process writes and speaks for the run."""
-    return int(os.environ.get("LOCAL_RANK", 0)) == 0 and int(os.environ.get("NODE_RANK", 0)) == 0
+    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
+    return int(rank) == 0
+
+
+def is_launched_from_outside() -> bool:
+    """Whether torchrun or SLURM has started, or will start, every process of this run."""
+    return "WORLD_SIZE" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
 
 
 @contextmanager
 def launched(run_dir: Path, devices: int) -> Iterator[None]:
     """Run the body as rank 0 beside `devices - 1` further processes; wait for them and leave os.environ as it was."""
-    if devices == 1 or "WORLD_SIZE" in os.environ:
+    if devices == 1 or is_launched_from_outside():
         yield
         return
     with socket.socket() as probe:
@@ -38,8 +45,9 @@ def launched(run_dir: Path, devices: int) -> Iterator[None]:
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices), "NODE_RANK": "0"}
     command = [sys.executable, "-m", "chronomoe.training.launch", str(run_dir)]
-    environment = {**os.environ, **shared, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    others = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank)}) for rank in range(1, devices)]
+    others = [
+        subprocess.Popen(command, env={**os.environ, **shared, "LOCAL_RANK": str(rank)}) for rank in range(1, devices)
+    ]
     over = threading.Event()
     watch_over(others, over)
     os.environ.update(shared, LOCAL_RANK="0")

@@ -9,7 +9,6 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 
-from chronomoe.settings import InputError
 from chronomoe.training.launch import is_first_process
 from chronomoe.training.metrics_file import MetricsFile
 from chronomoe.training.settings import LoggerSettings
@@ -28,10 +27,8 @@ def build_loggers(
 
 
 def build_wandb(settings: LoggerSettings, run_dir: Path, config: dict[str, Any], run_id: str) -> WandbLogger:
-    try:
-        import wandb
-    except ModuleNotFoundError:
-        raise InputError('logger=wandb needs wandb: install it with pip install -e ".[wandb]"') from None
+    import wandb
+
     offline = wandb_is_offline()
     logger = WandbLogger(
         name=run_dir.name,

@@ -49,8 +49,8 @@ class TrainerSettings:
     """Optimizer steps between refreshes of `checkpoints/last.ckpt`."""
     keep_every_steps: int | None = setting(None, low=1)
     """Also keep a checkpoint every so many steps; null keeps only the last and the best."""
-    log_every_steps: int = setting(1, low=1)
-    """Optimizer steps between logged rows; each costs one transfer from the device."""
+    log_every_steps: int | None = setting(None, low=1)
+    """Optimizer steps between logged rows, each one transfer from the device; null: 1 on a CPU, 10 on a GPU."""
     abort_idle_steps: int | None = setting(None, low=1)
     """Stop the run when an expert got no token for so many optimizer steps; null never does."""
 

@@ -35,7 +35,10 @@ class Telemetry(L.Callback):
     def __init__(
         self, settings: TrainerSettings, chronovisor: ChronovisorCallback | None, *, tokens_per_step: int
     ) -> None:
+        assert settings.log_every_steps is not None  # settled for the device by now
         self.settings, self.chronovisor, self.tokens_per_step = settings, chronovisor, tokens_per_step
+        saved_every = settings.keep_every_steps or settings.checkpoint_every_steps
+        self._logged_every = (settings.log_every_steps, settings.checkpoint_every_steps, saved_every)
         self.latest: dict[str, float] = {}
         self._steps_done = 0
         self._row_step, self._row_time, self._paused_seconds = 0, time.perf_counter(), 0.0
@@ -59,10 +62,7 @@ class Telemetry(L.Callback):
 
     def _is_logged(self, step: int) -> bool:
         """Also the steps that may be saved, so that nothing is saved that has not been looked at."""
-        settings = self.settings
-        saved_every = settings.keep_every_steps or settings.checkpoint_every_steps
-        periods = (settings.log_every_steps, settings.checkpoint_every_steps, saved_every)
-        return is_evaluated(step, settings) or any(step % period == 0 for period in periods)
+        return is_evaluated(step, self.settings) or any(step % period == 0 for period in self._logged_every)
 
     @torch.no_grad()
     def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:
