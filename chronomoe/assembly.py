@@ -18,12 +18,13 @@ from chronomoe.data.datamodule import LanguageDataModule
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.model.lm import LanguageModel
 from chronomoe.study.live import RoutingPictures
-from chronomoe.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, read_checkpoint
+from chronomoe.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from chronomoe.training.devices import Hardware
 from chronomoe.training.interruption import StopWhenAsked
 from chronomoe.training.loggers import build_loggers
 from chronomoe.training.module import LanguageModule
 from chronomoe.training.progress import ProgressBar
+from chronomoe.training.resuming import read_checkpoint
 from chronomoe.training.settings import TrainerSettings
 from chronomoe.training.telemetry import Telemetry
 

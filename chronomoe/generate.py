@@ -19,7 +19,7 @@ from chronomoe.entry import guarded, read_arguments
 from chronomoe.model.generation import generate
 from chronomoe.model.lm import LanguageModel
 from chronomoe.settings import InputError, setting
-from chronomoe.training.checkpoints import read_checkpoint
+from chronomoe.training.resuming import read_checkpoint
 
 
 @dataclass(kw_only=True)

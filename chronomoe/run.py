@@ -77,6 +77,7 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     from chronomoe.model.lm import LanguageModel
     from chronomoe.model.sizing import measure
     from chronomoe.training.devices import check_memory, choose_hardware
+    from chronomoe.training.resuming import check_resumable, check_same_order
 
     check_writable(Path(run_dir))
     check_unused(config, Path(run_dir))
@@ -87,8 +88,6 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     size = measure(model, config.router.top_k)
     check_memory(size, config.trainer, hardware)
     if config.ckpt_path is not None:
-        from chronomoe.training.checkpoints import check_resumable, check_same_order  # takes seconds: Lightning
-
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         controller = None
         if not config.model.dense:

@@ -6,8 +6,7 @@
     field      z' = (z + pressure_scale P) / T
 P is proportional only and fades with 2/E; the lens is integrated and never reaches a router; T heats under- and
 over-used experts alike. It is reproduced so that claims about it can be tested (docs/laws.md lists what was found).
-One deviation: this project's actuator centres each token's logits before dividing, so that a constant added to them
-changes nothing.
+Where this differs from the original on purpose (what a tick is, whose counts, centred logits) is listed there too.
 
 Axes: L MoE layers, E experts.
 """
