@@ -12,6 +12,7 @@ import pytest
 from training_runs import Finished, Outcome
 
 Command = Callable[..., Outcome]
+PICTURES = ["logger.pictures_every_steps=4"]
 
 
 def test_tensorboard_holds_every_row_of_the_metrics(train: Callable[..., Finished]) -> None:
@@ -24,6 +25,25 @@ def test_tensorboard_holds_every_row_of_the_metrics(train: Callable[..., Finishe
         written = {scalar.step: scalar.value for scalar in events.Scalars(name)}
         rows = {int(row["step"]): float(row[name]) for row in finished.rows if row[name]}
         assert written == pytest.approx(rows)
+
+
+def test_tensorboard_shows_where_tokens_go_under_as_many_keys_for_any_number_of_experts(
+    train: Callable[..., Finished],
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = []
+    for experts in (4, 8):
+        finished = train("logger=tensorboard", *PICTURES, f"model.num_experts={experts}", into=str(experts))
+        events = EventAccumulator(str(finished.directory / "tensorboard"))
+        events.Reload()
+        tags.append({kind: set(events.Tags()[kind]) for kind in ("images", "histograms", "scalars")})
+        assert [image.step for image in events.Images("figures/usage")] == [4, 8]
+        width = events.Images("figures/layers")[0].width
+        assert width > 500
+    assert tags[0] == tags[1]
+    assert tags[0]["images"] == {"figures/layers", "figures/usage", "figures/control"}
+    assert tags[0]["histograms"] == {"distribution/bias", "distribution/lens", "distribution/utilisation"}
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -89,7 +109,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_each_job_of_a_multirun_is_a_finished_offline_run_of_wandb(
     command: Command, tiny: list[str], tmp_path: Path, offline: None
 ) -> None:
-    outcome = command("-m", *tiny, "logger=wandb", "chrono.pressure_scale=0.1,0.5", "hydra.sweep.dir=sweep")
+    outcome = command("-m", *tiny, "logger=wandb", *PICTURES, "chrono.pressure_scale=0.1,0.5", "hydra.sweep.dir=sweep")
     assert outcome.code == 0, outcome.stderr
     runs = [WandbRun(tmp_path / "sweep" / job) for job in ("0", "1")]
     assert runs[0].id != runs[1].id
@@ -101,6 +121,11 @@ def test_each_job_of_a_multirun_is_a_finished_offline_run_of_wandb(
         assert logged == pytest.approx(finished.column("train/loss"))
         assert [row["train/tokens"] for row in run.history if "train/tokens" in row][-1] == 8 * 4 * 32
         assert f"wandb sync {run.file.parent}" in outcome.stdout
+        pictures = {key.split("/_")[0]: row[key] for row in run.history for key in row if "figures/" in key}
+        assert {"figures/layers", "figures/usage", "figures/control"} <= {
+            key.removesuffix("/_type") for key in pictures
+        }
+        assert any("distribution/bias" in key for row in run.history for key in row)
 
 
 @pytest.mark.slow
