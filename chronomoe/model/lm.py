@@ -57,7 +57,7 @@ class Block(nn.Module):
             self.ffn = SwiGLU(model.dim, router.top_k * model.hidden_dim)
         else:
             gate = TopKRouter(model.dim, model.num_experts, router.top_k, actuation)
-            self.ffn = MoELayer(gate, ExpertBank(model.num_experts, model.dim, model.hidden_dim), model.num_experts)
+            self.ffn = MoELayer(gate, ExpertBank(model.num_experts, model.dim, model.hidden_dim))
 
     def forward(
         self,
@@ -151,7 +151,7 @@ class LanguageModel(nn.Module):
                 routings.append(routing)
         if self.training and routings:
             real_T = None if real_BC is None else real_BC[:, past:].flatten()
-            readings = [read_routing(routing, real_T, self.settings.num_experts) for routing in routings]
+            readings = [read_routing(routing, real_T) for routing in routings]
             self.routing_2LE += torch.stack(readings, dim=1)
         return Output(linear(self.norm(x_BSD), self.head.weight), routings)
 

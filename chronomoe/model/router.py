@@ -27,6 +27,15 @@ class RouterOutput(NamedTuple):
     """fp32 mixing weights, summing to 1 over K."""
     logits_TE: Tensor
     """fp32 clean logits: before bias and temperature."""
+    tokens_per_expert_E: Tensor
+    """int64 assignments to each expert, padding included; they sum to T*K."""
+
+
+def count_by_expert(expert_ids_N: Tensor, amounts_N: Tensor, num_experts: int) -> Tensor:
+    """Sum of integer amounts per expert, int64 [E], without asking the host for sizes (bincount would)."""
+    return torch.zeros(num_experts, dtype=torch.int64, device=expert_ids_N.device).scatter_add_(
+        0, expert_ids_N, amounts_N
+    )
 
 
 def apply_field(logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
@@ -53,4 +62,6 @@ class TopKRouter(nn.Module):
             ids_TK = steered_TE.detach().topk(self.top_k, dim=-1).indices
             scores_TE = steered_TE if self.steer_weights else logits_TE
             weights_TK = scores_TE.gather(-1, ids_TK).softmax(dim=-1)
-        return RouterOutput(ids_TK, weights_TK, logits_TE)
+            flat_N = ids_TK.flatten()
+            tokens_per_expert_E = count_by_expert(flat_N, torch.ones_like(flat_N), logits_TE.shape[-1])
+        return RouterOutput(ids_TK, weights_TK, logits_TE, tokens_per_expert_E)

@@ -31,7 +31,7 @@ def build_wandb(settings: LoggerSettings, run_dir: Path, config: dict[str, Any],
 
     offline = wandb_is_offline()
     logger = WandbLogger(
-        name=run_dir.name,
+        name=f"{config['chrono']['law']}-seed{config['seed']}-{run_dir.name}",
         save_dir=run_dir,
         project=settings.project,
         group=settings.group,

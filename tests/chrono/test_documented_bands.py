@@ -83,7 +83,7 @@ def run_closed_loop(seed: int, settings: ChronoSettings) -> dict[str, float]:
         order.append(controller.state["coherence"].item())
     state = controller.state
     fast, effective, pressure = (state[f"{n}_LE"] for n in ("fast_temperature", "effective_temperature", "pressure"))
-    shares = share(state["usage_LE"])
+    shares = share(state["memory_LE"])
     correlations = [torch.corrcoef(torch.stack(pair))[0, 1].item() for pair in zip(pressure, effective, strict=True)]
     values = [
         order[0],

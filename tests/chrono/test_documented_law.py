@@ -106,7 +106,7 @@ def test_the_entropy_form_reads_the_published_value(law_settings: MakeSettings) 
 
 
 def test_the_published_clocks_strike_twenty_four_and_one_times_in_twenty_steps(published: Chronovisor) -> None:
-    moved = {"usage_LE": 0, "fast_temperature_LE": 0, "lens_LE": 0}
+    moved = {"memory_LE": 0, "fast_temperature_LE": 0, "lens_LE": 0}
     for step in range(20):
         before = dict(published.state)
         counts_LE = torch.tensor([SHARE_IN_PERCENT] * 2).roll(step, dims=1)

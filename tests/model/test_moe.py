@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.experts import ExpertBank
-from chronomoe.model.moe import GATE_MASS_UNIT, MoELayer, group_by_expert, read_routing
-from chronomoe.model.router import RouterOutput, TopKRouter
+from chronomoe.model.moe import GATE_MASS_UNIT, MoELayer, order_by_expert, read_routing
+from chronomoe.model.router import RouterOutput, TopKRouter, count_by_expert
 
 DIM, HIDDEN, E = 16, 24, 6
 
 
 def make_layer(top_k: int = 2, actuation: str = "selection") -> MoELayer:
     torch.manual_seed(0)
-    layer = MoELayer(TopKRouter(DIM, E, top_k, actuation), ExpertBank(E, DIM, HIDDEN), E)
+    layer = MoELayer(TopKRouter(DIM, E, top_k, actuation), ExpertBank(E, DIM, HIDDEN))
     for weight in layer.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     return layer
@@ -94,8 +94,8 @@ def test_renaming_the_experts_changes_no_output(actuation: str) -> None:
 
 def test_grouping_sorts_by_expert_and_keeps_the_tokens_order_within_one() -> None:
     ids_TK = torch.tensor([[2, 0], [0, 5], [2, 5], [5, 2]])
-    order_N, tokens_per_expert_E = group_by_expert(ids_TK, E)
-    assert tokens_per_expert_E.tolist() == [2, 0, 3, 0, 0, 3]
+    order_N = order_by_expert(ids_TK)
+    assert count_by_expert(ids_TK.flatten(), torch.ones(8, dtype=torch.int64), E).tolist() == [2, 0, 3, 0, 0, 3]
     expected = sorted(range(8), key=lambda n: (ids_TK.flatten()[n].item(), n))
     assert order_N.tolist() == expected
 
@@ -104,7 +104,7 @@ def test_grouping_sorts_by_expert_and_keeps_the_tokens_order_within_one() -> Non
 def test_a_reading_counts_assignments_and_gate_mass_of_real_tokens(padded: bool) -> None:
     _, routing = make_layer()(make_tokens(), *FIELD)
     real_T = torch.arange(20) % 3 != 0 if padded else None
-    counts_E, mass_E = read_routing(routing, real_T, E)
+    counts_E, mass_E = read_routing(routing, real_T)
     expected_counts, expected_units = [0] * E, [0] * E
     for token in range(20):
         if real_T is not None and not real_T[token]:
@@ -119,4 +119,4 @@ def test_a_reading_counts_assignments_and_gate_mass_of_real_tokens(padded: bool)
 
 def test_a_reading_of_an_all_padding_batch_is_zero() -> None:
     _, routing = make_layer()(make_tokens(), *FIELD)
-    assert not read_routing(routing, torch.zeros(20, dtype=torch.bool), E).any()
+    assert not read_routing(routing, torch.zeros(20, dtype=torch.bool)).any()

@@ -47,7 +47,7 @@ class ChronovisorSettings(ControlSettings):
 
 def start(num_layers: int, num_experts: int, settings: ChronovisorSettings, generator: torch.Generator) -> State:
     shape = (num_layers, num_experts)
-    state = {"usage_LE": torch.zeros(shape, dtype=torch.float64)}
+    state = {"memory_LE": torch.zeros(shape, dtype=torch.float64)}
     state |= {"pressure_LE": torch.zeros(shape), "lens_LE": torch.zeros(shape)}
     state |= {"coherence_L": torch.zeros(num_layers), "change_power_L": torch.zeros(num_layers)}
     if settings.coherence == "stability":
@@ -91,8 +91,8 @@ def step(
     state: State, observation: Observation, ticks: Ticks, settings: ChronovisorSettings
 ) -> tuple[State, Field, Signals]:
     state = dict(state)
-    state["usage_LE"] = remember(state["usage_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
-    share_LE = share(state["usage_LE"])
+    state["memory_LE"] = remember(state["memory_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
+    share_LE = share(state["memory_LE"])
     clipped_LE = (1.0 - share_LE.shape[-1] * share_LE).clamp(-1.0, 1.0)
     error_LE = clipped_LE - clipped_LE.mean(dim=-1, keepdim=True)  # a common bias would move nothing
     active = ticks.step > settings.start_step

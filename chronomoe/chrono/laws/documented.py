@@ -39,7 +39,7 @@ class DocumentedSettings(ControlSettings):
 
 def start(num_layers: int, num_experts: int, settings: DocumentedSettings, generator: torch.Generator) -> State:
     shape = (num_layers, num_experts)
-    state = {"usage_LE": torch.zeros(shape, dtype=torch.float64), "coherence": torch.zeros(())}
+    state = {"memory_LE": torch.zeros(shape, dtype=torch.float64), "coherence": torch.zeros(())}
     state |= {"pressure_LE": torch.zeros(shape), "lens_LE": torch.zeros(shape)}
     if settings.coherence == "phase":
         state["phase_LE"] = 2 * math.pi * torch.rand(shape, generator=generator)
@@ -63,8 +63,8 @@ def step(
     change = now - state["coherence"]
     gate = torch.sigmoid(GATE_SLOPE * change)
     state = state | phases | {"coherence": now}
-    state["usage_LE"] = remember(state["usage_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
-    share_LE = share(state["usage_LE"])
+    state["memory_LE"] = remember(state["memory_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
+    share_LE = share(state["memory_LE"])
     state |= temperature.step(state, share_LE, now, ticks, settings.temperature)
     if ticks.micro:
         state["pressure_LE"] = (2.0 * (1.0 / share_LE.shape[-1] - share_LE)).clamp(-1.0, 1.0)
