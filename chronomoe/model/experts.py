@@ -8,6 +8,9 @@ Axes: N assignments (rows sorted by expert), D model dim, F hidden dim, E expert
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm, silu
@@ -18,6 +21,53 @@ def grouped_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_p
     ends_E = tokens_per_expert_E.cumsum(0).to(torch.int32)
     gate_NF, up_NF = grouped_mm(x_ND.contiguous(), gate_up_EFD.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
     return grouped_mm(silu(gate_NF) * up_NF, down_EDF.transpose(1, 2), offs=ends_E)
+
+
+class BlockedSwiGLU(torch.autograd.Function):
+    """One expert's block after another, forward and backward, each product written straight into its place.
+
+    On a processor this beats the grouped product: a block's intermediates stay in the cache, no gradient is zeroed
+    before it is written, and the two halves of the hidden gradient need not be joined
+    (d_gate = d_hidden * up * silu'(gate), d_up = d_hidden * silu(gate)). Group sizes are host integers, which on a
+    processor cost nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+        ctx.sizes = tokens_per_expert_E.tolist()
+        gate_up_NF = x_ND.new_empty(len(x_ND), gate_up_EFD.shape[1])
+        hidden_NF = x_ND.new_empty(len(x_ND), down_EDF.shape[2])
+        y_ND = torch.empty_like(x_ND)
+        blocks = zip(*(rows.split(ctx.sizes) for rows in (x_ND, gate_up_NF, hidden_NF, y_ND)), strict=True)
+        for expert, (x_nD, gate_up_nF, hidden_nF, y_nD) in enumerate(blocks):
+            torch.mm(x_nD, gate_up_EFD[expert].T, out=gate_up_nF)
+            gate_nF, up_nF = gate_up_nF.chunk(2, dim=-1)
+            torch.mul(silu(gate_nF), up_nF, out=hidden_nF)
+            torch.mm(hidden_nF, down_EDF[expert].T, out=y_nD)
+        ctx.save_for_backward(x_ND, gate_up_EFD, down_EDF, gate_up_NF, hidden_NF)
+        return y_ND
+
+    @staticmethod
+    def backward(ctx: Any, d_y_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+        x_ND, gate_up_EFD, down_EDF, gate_up_NF, hidden_NF = ctx.saved_tensors
+        d_x_ND, d_gate_up_EFD, d_down_EDF = (torch.empty_like(t) for t in (x_ND, gate_up_EFD, down_EDF))
+        blocks = zip(*(rows.split(ctx.sizes) for rows in (x_ND, gate_up_NF, hidden_NF, d_y_ND, d_x_ND)), strict=True)
+        for expert, (x_nD, gate_up_nF, hidden_nF, d_y_nD, d_x_nD) in enumerate(blocks):
+            torch.mm(d_y_nD.T, hidden_nF, out=d_down_EDF[expert])
+            d_hidden_nF = d_y_nD @ down_EDF[expert]
+            gate_nF, up_nF = gate_up_nF.chunk(2, dim=-1)
+            d_gate_up_nF = torch.empty_like(gate_up_nF)
+            d_gate_nF, d_up_nF = d_gate_up_nF.chunk(2, dim=-1)
+            torch.mul(d_hidden_nF, silu(gate_nF), out=d_up_nF)
+            d_gate_nF.copy_(torch.ops.aten.silu_backward(d_hidden_nF.mul_(up_nF), gate_nF))
+            torch.mm(d_gate_up_nF.T, x_nD, out=d_gate_up_EFD[expert])
+            torch.mm(d_gate_up_nF, gate_up_EFD[expert], out=d_x_nD)
+        return d_x_ND, d_gate_up_EFD, d_down_EDF, None
+
+
+def blocked_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+    y_ND: Tensor = BlockedSwiGLU.apply(x_ND.contiguous(), gate_up_EFD, down_EDF, tokens_per_expert_E)
+    return y_ND
 
 
 def looped_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
@@ -34,6 +84,15 @@ def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:
     return dtype in (torch.float32, torch.float16, torch.bfloat16) and all(w * dtype.itemsize % 16 == 0 for w in widths)
 
 
+def choose_kernel(
+    device_type: str, dtype: torch.dtype, *widths: int
+) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Blocks on a processor; grouped products elsewhere, or the loop where those refuse dtype or widths."""
+    if device_type == "cpu":
+        return blocked_swiglu
+    return grouped_swiglu if grouped_mm_accepts(dtype, *widths) else looped_swiglu
+
+
 class ExpertBank(nn.Module):
     """All experts of one layer as two packed tensors: gate and up projections fused, and the down projection."""
 
@@ -45,5 +104,6 @@ class ExpertBank(nn.Module):
     def forward(self, x_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
         """Rows [N, D] sorted by expert, in the dtype the products shall run in; returns rows in the same order."""
         gate_up_EFD, down_EDF = self.gate_up_EFD.to(x_ND.dtype), self.down_EDF.to(x_ND.dtype)
-        kernel = grouped_swiglu if grouped_mm_accepts(x_ND.dtype, *down_EDF.shape[1:]) else looped_swiglu
-        return kernel(x_ND, gate_up_EFD, down_EDF, tokens_per_expert_E)
+        return choose_kernel(x_ND.device.type, x_ND.dtype, *down_EDF.shape[1:])(
+            x_ND, gate_up_EFD, down_EDF, tokens_per_expert_E
+        )

@@ -11,8 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from chronomoe.model import experts
-from chronomoe.model.experts import ExpertBank, grouped_mm_accepts, grouped_swiglu, looped_swiglu
+from chronomoe.model.experts import (
+    ExpertBank,
+    blocked_swiglu,
+    choose_kernel,
+    grouped_mm_accepts,
+    grouped_swiglu,
+    looped_swiglu,
+)
 
 DIM, HIDDEN, E = 16, 24, 5
 LOADS = {
@@ -58,7 +64,7 @@ def values_and_gradients(
 
 
 @by_load
-@pytest.mark.parametrize("kernel", [looped_swiglu, grouped_swiglu])
+@pytest.mark.parametrize("kernel", [looped_swiglu, grouped_swiglu, blocked_swiglu])
 def test_kernels_compute_the_equation_of_every_token(kernel: Callable[..., Tensor], load: list[int]) -> None:
     bank, x_ND = bank_and_rows(load, torch.float32)
     y_ND = kernel(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
@@ -67,9 +73,12 @@ def test_kernels_compute_the_equation_of_every_token(kernel: Callable[..., Tenso
 
 @by_load
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
-def test_grouped_equals_loop_in_values_and_gradients(load: list[int], dtype: torch.dtype, tolerance: float) -> None:
+@pytest.mark.parametrize("kernel", [grouped_swiglu, blocked_swiglu])
+def test_fast_kernels_equal_the_loop_in_values_and_gradients(
+    kernel: Callable[..., Tensor], load: list[int], dtype: torch.dtype, tolerance: float
+) -> None:
     bank, x_ND = bank_and_rows(load, dtype)
-    grouped = values_and_gradients(grouped_swiglu, x_ND, bank, load)
+    grouped = values_and_gradients(kernel, x_ND, bank, load)
     looped = values_and_gradients(looped_swiglu, x_ND, bank, load)
     for ours, reference in zip(grouped, looped, strict=True):
         assert ours.dtype == dtype
@@ -77,10 +86,19 @@ def test_grouped_equals_loop_in_values_and_gradients(load: list[int], dtype: tor
         torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance * largest)
 
 
-def test_an_idle_expert_gets_a_zero_gradient_and_a_used_one_does_not() -> None:
+@by_load
+def test_the_written_out_backward_is_the_derivative(load: list[int]) -> None:
+    bank, x_ND = bank_and_rows([min(count, 3) for count in load], torch.float64, dim=3, hidden=2)
+    inputs = (x_ND, bank.gate_up_EFD, bank.down_EDF)
+    sizes = torch.tensor([min(count, 3) for count in load])
+    assert torch.autograd.gradcheck(lambda *tensors: blocked_swiglu(*tensors, sizes), inputs)
+
+
+@pytest.mark.parametrize("kernel", [grouped_swiglu, blocked_swiglu])
+def test_an_idle_expert_gets_a_zero_gradient_and_a_used_one_does_not(kernel: Callable[..., Tensor]) -> None:
     load = LOADS["empty experts at both ends"]
     bank, x_ND = bank_and_rows(load, torch.float32)
-    _, _, gate_up_EFD, down_EDF = values_and_gradients(grouped_swiglu, x_ND, bank, load)
+    _, _, gate_up_EFD, down_EDF = values_and_gradients(kernel, x_ND, bank, load)
     for gradient in (gate_up_EFD, down_EDF):
         assert [bool(g.any()) for g in gradient] == [count > 0 for count in load]
 
@@ -108,21 +126,18 @@ def test_non_contiguous_rows_read_the_same() -> None:
     ],
     ids=["fp32", "bf16", "float64 falls back", "fp32 rows of 88 bytes fall back", "bf16 rows of 40 bytes fall back"],
 )
-def test_the_bank_takes_the_grouped_kernel_where_it_exists_and_the_loop_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, hidden: int, expected: str
+def test_a_gpu_takes_the_grouped_kernel_where_it_exists_and_the_loop_elsewhere(
+    dtype: torch.dtype, hidden: int, expected: str
 ) -> None:
-    taken = []
-    for kernel in (grouped_swiglu, looped_swiglu):
+    assert choose_kernel("cuda", dtype, DIM, hidden).__name__ == f"{expected}_swiglu"
 
-        def spy(*arguments: Tensor, kernel: Callable[..., Tensor] = kernel) -> Tensor:
-            taken.append(kernel.__name__)
-            return kernel(*arguments)
 
-        monkeypatch.setattr(experts, kernel.__name__, spy)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_processor_takes_blocks_whatever_the_dtype_and_width(dtype: torch.dtype) -> None:
     load = LOADS["uneven"]
-    bank, x_ND = bank_and_rows(load, dtype, hidden=hidden)
+    bank, x_ND = bank_and_rows(load, dtype, hidden=22)
+    assert choose_kernel("cpu", dtype, DIM, 22) is blocked_swiglu
     y_ND = bank(x_ND, torch.tensor(load))
-    assert taken == [f"{expected}_swiglu"]
     torch.testing.assert_close(y_ND, token_by_token(x_ND, bank, load), rtol=0.05, atol=0.05)
 
 
