@@ -1,4 +1,4 @@
-"""How the command line behaves: everything is checked before anything is written, and a bad input gets one line.
+"""How a command ends: a bad input gets one line, and the exit code says how it went.
 
 Exit codes: 0 done, 1 failed while running, 2 the input was wrong, 130 stopped by the user with state saved.
 """
@@ -8,21 +8,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import errno
-import itertools
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from hydra import compose
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from chronomoe.config import all_keys, parse, register, settle, unknown_key
+from chronomoe.config import all_keys, register, settle, unknown_key
 from chronomoe.settings import InputError, RunFailed, Stopped
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -98,55 +94,3 @@ def read_arguments(schema: type[Settings], arguments: Sequence[str]) -> Settings
             raise InputError(unknown_key(key, names))
         OmegaConf.update(cfg, key, value.replace("${", "\\${"))  # a prompt is text, not an interpolation
     return settle(cfg)
-
-
-def task_config(config: DictConfig) -> DictConfig:
-    """The composed config without Hydra's own part."""
-    task = config.copy()
-    with read_write(task), open_dict(task):
-        del task["hydra"]
-    return task
-
-
-class BeforeRun(Callback):
-    """Hydra calls this before it makes the run directory: the moment to refuse, and to choose the directory."""
-
-    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        from chronomoe.run import preflight, resume_from
-
-        try:
-            task = parse(task_config(config))
-            chosen = any(override.startswith("hydra.run.dir=") for override in config.hydra.overrides.hydra)
-            resume = resume_from(task, config.hydra.run.dir if chosen else None)
-            with read_write(config), open_dict(config):
-                if resume is not None:
-                    config.hydra.run.dir, task.ckpt_path = str(resume.run_dir), str(resume.checkpoint)
-                    config.ckpt_path = task.ckpt_path
-            preflight(task, config.hydra.run.dir)
-        except InputError as error:
-            leave(str(error), WRONG_INPUT)  # SystemExit: Hydra would swallow any other exception here
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a multirun as a whole if one of its points is wrong: better now than after the points before it."""
-        from chronomoe.run import preflight
-
-        try:
-            for overrides in points(config):
-                point = parse(compose(config.hydra.job.config_name, overrides))
-                if point.ckpt_path == "last":
-                    point.ckpt_path = None  # each job looks in its own folder
-                preflight(point, config.hydra.sweep.dir, quiet=True)
-        except InputError as error:
-            leave(f"{' '.join(overrides)}: {error}", WRONG_INPUT)
-        except (HydraException, OmegaConfBaseException) as error:
-            leave(explain(error), WRONG_INPUT)
-
-
-def points(config: DictConfig) -> Iterator[list[str]]:
-    """The overrides of every job of a multirun: the product of its axes, as Hydra's basic sweeper forms it."""
-    axes = []
-    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
-        swept = override.is_discrete_sweep()
-        values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
-        axes.append([f"{override.get_key_element()}={value}" for value in values])
-    yield from map(list, itertools.product(*axes))

@@ -154,11 +154,6 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
     return summary
 
 
-def run_as_rank(run_dir: Path) -> None:
-    """What every process but the first does."""
-    train(load_config(run_dir / "config.yaml"), run_dir, time.perf_counter())
-
-
 def say(message: str) -> None:
     if is_first_process():
         print(message, file=sys.stderr)

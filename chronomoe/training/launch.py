@@ -1,7 +1,7 @@
 """Starting the other processes of a multi-device run.
 
 Lightning would repeat this process's command line, which under `--multirun` starts the whole sweep again in every rank.
-Here each further rank is `python -m chronomoe.training.launch <run directory>`: it reads the resolved config and runs
+Here each further rank is `python -m chronomoe.rank <run directory>`: it reads the resolved config and runs
 it. Under torchrun or SLURM, which start all ranks themselves, nothing is started; there, name the folder with
 hydra.run.dir.
 """
@@ -44,7 +44,7 @@ def launched(run_dir: Path, devices: int) -> Iterator[None]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices), "NODE_RANK": "0"}
-    command = [sys.executable, "-m", "chronomoe.training.launch", str(run_dir)]
+    command = [sys.executable, "-m", "chronomoe.rank", str(run_dir)]
     others = [
         subprocess.Popen(command, env={**os.environ, **shared, "LOCAL_RANK": str(rank)}) for rank in range(1, devices)
     ]
@@ -100,23 +100,3 @@ def leave_process_group() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def main() -> None:
-    from chronomoe.config import register
-    from chronomoe.entry import FAILED, STOPPED
-    from chronomoe.run import run_as_rank
-
-    register()
-    try:
-        run_as_rank(Path(sys.argv[1]))
-    except (KeyboardInterrupt, Stopped):
-        sys.exit(STOPPED)
-    except (InputError, RunFailed):
-        sys.exit(FAILED)  # the first process meets the same and says so
-    finally:
-        leave_process_group()
-
-
-if __name__ == "__main__":
-    main()

@@ -6,6 +6,7 @@ says about the best checkpoint.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import lightning as L
@@ -26,8 +27,9 @@ class StepEnd(Checkpoint):
         self.settings = settings
         self._steps_done = 0
 
+    @abstractmethod
     def at_step_end(self, trainer: L.Trainer, step: int) -> None:
-        raise NotImplementedError
+        """Called once per optimizer step, from 1."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._steps_done = trainer.global_step

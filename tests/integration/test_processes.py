@@ -94,7 +94,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line(
     listed = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True
     ).stdout
-    (other,) = [int(line.split()[0]) for line in listed.splitlines() if "chronomoe.training.launch" in line]
+    (other,) = [int(line.split()[0]) for line in listed.splitlines() if "chronomoe.rank" in line]
     os.kill(other, signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
