@@ -55,7 +55,7 @@ def assemble(
     if chronovisor and (config.logger.tensorboard or config.logger.wandb):
         callbacks.append(RoutingPictures(settings, chronovisor, run_dir, config.logger.pictures_every_steps))
     callbacks += [*checkpoint_callbacks(checkpoints, settings), StopWhenAsked(settings, checkpoints / "last.ckpt")]
-    from_step = read_checkpoint(Path(config.ckpt_path))["global_step"] if config.ckpt_path else 0
+    from_step = read_checkpoint(Path(config.ckpt_path), mmap=True)["global_step"] if config.ckpt_path else 0
     run_id = f"{config_hash(config)}-{hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:6]}"
     trainer = L.Trainer(
         accelerator=hardware.accelerator,

@@ -8,7 +8,6 @@ summary; one that is stopped lacks only the pictures, which `python -m chronomoe
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -23,6 +22,7 @@ from omegaconf import OmegaConf
 
 from chronomoe.config import TrainConfig, config_hash, load_config
 from chronomoe.settings import InputError, RunFailed, Stopped
+from chronomoe.study.run import read_summary
 from chronomoe.training.launch import is_first_process, launched
 from chronomoe.training.settings import LoggerSettings
 
@@ -64,8 +64,7 @@ def saved_hash(config_yaml: Path) -> str | None:
 
 
 def is_done(run_dir: Path) -> bool:
-    summary = run_dir / "summary.json"
-    return summary.exists() and json.loads(summary.read_text())["status"] == "done"
+    return read_summary(run_dir / "summary.json").get("status") == "done"
 
 
 def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> None:

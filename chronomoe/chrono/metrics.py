@@ -1,7 +1,7 @@
 """Metrics of one optimizer step's load. Per layer first: layers are never pooled before a ratio.
 
 Counts are global (summed over micro-batches and ranks) before any of these; a maximum of per-rank values would
-overstate.
+overstate. A layer without tokens has no balance: it reads NaN.
 
 Axes: L MoE layers, E experts.
 """

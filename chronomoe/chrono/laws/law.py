@@ -17,10 +17,9 @@ from torch import Tensor
 
 from chronomoe.chrono.clocks import ClockSettings, Ticks
 from chronomoe.chrono.observation import Observation
-from chronomoe.chrono.temperature import TemperatureSettings
+from chronomoe.chrono.temperature import State, TemperatureSettings
 from chronomoe.settings import setting
 
-State = dict[str, Tensor]
 Signals = dict[str, Tensor]
 """`pressure_LE` and `lens_LE` as they enter the bias (logits), `coherence_L`, `coherence_change_L`, `gate_L`: what a
 law has."""
