@@ -1,26 +1,43 @@
-"""A bank of SwiGLU experts and the kernels that run it over tokens grouped by expert.
+"""A bank of experts and the kernels that run it over tokens grouped by expert.
 
-    expert_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x)          (SwiGLU: arXiv 2002.05202)
-Rows arrive sorted by expert, so each expert's tokens are one block and the bank is three grouped matrix products.
+    swiglu: expert_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x)          (arXiv 2002.05202; Mixtral)
+    relu:   expert_e(x) = W_down,e relu(W_up,e x)                         (Switch, arXiv 2101.03961)
+Rows arrive sorted by expert, so each expert's tokens are one block and the bank is grouped matrix products; or as a
+fixed number of slots per expert, and the bank is batched products.
 
-Axes: N assignments (rows sorted by expert), D model dim, F hidden dim, E experts.
+Axes: N assignments (rows sorted by expert), C slots per expert, D model dim, F hidden dim (gate above up under swiglu),
+E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm, silu
 
+from chronomoe.model.feedforward import ACTIVATIONS, swiglu
 
-def grouped_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(x_ND, gate_up_EFD, down_EDF, tokens_per_expert_E) -> y_ND."""
+Join = Callable[[Tensor], Tensor]
+
+
+def run_grouped(
+    x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor, join: Join = swiglu
+) -> Tensor:
     """All experts in two grouped products; group borders stay on the device, so nothing waits for the host."""
     ends_E = tokens_per_expert_E.cumsum(0).to(torch.int32)
-    gate_NF, up_NF = grouped_mm(x_ND.contiguous(), gate_up_EFD.transpose(1, 2), offs=ends_E).chunk(2, dim=-1)
-    return grouped_mm(silu(gate_NF) * up_NF, down_EDF.transpose(1, 2), offs=ends_E)
+    hidden_NF = join(grouped_mm(x_ND.contiguous(), gate_up_EFD.transpose(1, 2), offs=ends_E))
+    return grouped_mm(hidden_NF, down_EDF.transpose(1, 2), offs=ends_E)
+
+
+def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, join: Join = swiglu) -> Tensor:
+    """Every expert over as many slots, [E, C, D] to [E, C, D]; an empty slot (0) gives 0."""
+    return torch.bmm(join(torch.bmm(x_ECD, gate_up_EFD.transpose(1, 2))), down_EDF.transpose(1, 2))
 
 
 class BlockedSwiGLU(torch.autograd.Function):
@@ -70,13 +87,12 @@ def blocked_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_p
     return y_ND
 
 
-def looped_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+def run_looped(
+    x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor, join: Join = swiglu
+) -> Tensor:
     """One expert after another: the reference, and the way for shapes and dtypes that grouped_mm refuses."""
-    outputs = []
-    for expert, block_nD in enumerate(x_ND.split(tokens_per_expert_E.tolist())):
-        gate_nF, up_nF = (block_nD @ gate_up_EFD[expert].T).chunk(2, dim=-1)
-        outputs.append((silu(gate_nF) * up_nF) @ down_EDF[expert].T)
-    return torch.cat(outputs)
+    blocks = x_ND.split(tokens_per_expert_E.tolist())
+    return torch.cat([join(x_nD @ gate_up_EFD[e].T) @ down_EDF[e].T for e, x_nD in enumerate(blocks)])
 
 
 def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:
@@ -84,26 +100,34 @@ def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:
     return dtype in (torch.float32, torch.float16, torch.bfloat16) and all(w * dtype.itemsize % 16 == 0 for w in widths)
 
 
-def choose_kernel(
-    device_type: str, dtype: torch.dtype, *widths: int
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Blocks on a processor; grouped products elsewhere, or the loop where those refuse dtype or widths."""
-    if device_type == "cpu":
+def choose_kernel(device_type: str, dtype: torch.dtype, activation: str, *widths: int) -> Kernel:
+    """On a processor blocks, or the loop under relu; grouped products elsewhere, or the loop where those refuse dtype
+    or widths."""
+    if device_type == "cpu" and activation == "swiglu":
         return blocked_swiglu
-    return grouped_swiglu if grouped_mm_accepts(dtype, *widths) else looped_swiglu
+    run = run_grouped if device_type != "cpu" and grouped_mm_accepts(dtype, *widths) else run_looped
+    return partial(run, join=ACTIVATIONS[activation].join)
 
 
 class ExpertBank(nn.Module):
-    """All experts of one layer as two packed tensors: gate and up projections fused, and the down projection."""
+    """All experts of one layer as two packed tensors: gate and up projections fused (up alone under relu), and the
+    down projection."""
 
-    def __init__(self, num_experts: int, dim: int, hidden_dim: int) -> None:
+    def __init__(self, num_experts: int, dim: int, hidden_dim: int, activation: str = "swiglu") -> None:
         super().__init__()
-        self.gate_up_EFD = nn.Parameter(torch.empty(num_experts, 2 * hidden_dim, dim))
+        self.activation = activation
+        parts = ACTIVATIONS[activation].parts
+        self.gate_up_EFD = nn.Parameter(torch.empty(num_experts, parts * hidden_dim, dim))
         self.down_EDF = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+
+    def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return self.gate_up_EFD.to(dtype), self.down_EDF.to(dtype)
 
     def forward(self, x_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
         """Rows [N, D] sorted by expert, in the dtype the products shall run in; returns rows in the same order."""
-        gate_up_EFD, down_EDF = self.gate_up_EFD.to(x_ND.dtype), self.down_EDF.to(x_ND.dtype)
-        return choose_kernel(x_ND.device.type, x_ND.dtype, *down_EDF.shape[1:])(
-            x_ND, gate_up_EFD, down_EDF, tokens_per_expert_E
-        )
+        kernel = choose_kernel(x_ND.device.type, x_ND.dtype, self.activation, *self.down_EDF.shape[1:])
+        return kernel(x_ND, *self.weights(x_ND.dtype), tokens_per_expert_E)
+
+    def batched(self, x_ECD: Tensor) -> Tensor:
+        """Slots [E, C, D] in the dtype the products shall run in; returns as many."""
+        return run_batched(x_ECD, *self.weights(x_ECD.dtype), ACTIVATIONS[self.activation].join)

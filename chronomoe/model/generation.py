@@ -27,7 +27,6 @@ def sample(logits_BV: Tensor, temperature: float, top_p: float, generator: torch
     return ids_BV.gather(-1, drawn_B1).squeeze(-1)
 
 
-@torch.no_grad()
 def generate(
     model: LanguageModel,
     prompt_BS: Tensor,
@@ -39,7 +38,8 @@ def generate(
 ) -> Iterator[Tensor]:
     """Yield the next token ids, int64 [B], as soon as each is drawn; prompts of one batch have one length.
 
-    Raises ValueError if prompt and new tokens exceed the model's `max_seq_len`. Put the model in eval mode first.
+    Raises, before anything is drawn, ValueError if prompt and new tokens exceed the model's `max_seq_len`, and
+    InputError if its router has no rule for decoding. Put the model in eval mode first.
     """
     batch, length = prompt_BS.shape
     capacity = length + max_new_tokens
@@ -48,9 +48,14 @@ def generate(
             f"{length} prompt + {max_new_tokens} new tokens exceed max_seq_len={model.settings.max_seq_len}"
         )
     caches = model.new_caches(batch, capacity)
-    ids_BS = prompt_BS
-    for _ in range(max_new_tokens):
-        logits_BV = model(ids_BS, caches=caches).logits_BSV[:, -1]
-        ids_B = sample(logits_BV, temperature, top_p, generator)
-        yield ids_B
-        ids_BS = ids_B[:, None]
+
+    @torch.no_grad()
+    def draw() -> Iterator[Tensor]:
+        ids_BS = prompt_BS
+        for _ in range(max_new_tokens):
+            logits_BV = model(ids_BS, caches=caches).logits_BSV[:, -1]
+            ids_B = sample(logits_BV, temperature, top_p, generator)
+            yield ids_B
+            ids_BS = ids_B[:, None]
+
+    return draw()

@@ -4,11 +4,12 @@
 Architecture: Mixtral, arXiv 2401.04088 (RMSNorm: 1910.07467). With mapped weights it computes what
 transformers.MixtralForCausalLM computes.
 
-Sensor: `routing_2LE`, what every layer's tokens did since somebody last cleared it (training mode only, no padding).
+Sensor: `sensor_LEC`, what every layer's tokens did since somebody last cleared it (training mode only, no padding).
 Actuator: `expert_bias_LE` and `log_temperature_LE`, fp32, saved with the weights. The model reads the field and
 writes the sensor; it never writes the field.
 
-Axes: B batch, S sequence, C context (past and present), D dim, V vocabulary, L MoE layers, E experts, T = B*S.
+Axes: B batch, S sequence, C context (past and present), D dim, V vocabulary, L MoE layers, E experts, C channels
+(of the sensor), T = B*S.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from chronomoe.model.attention import Attention, KeyValueCache, Rotation, allowed_pairs, rotary_angles
-from chronomoe.model.experts import ExpertBank
-from chronomoe.model.moe import MoELayer, read_routing
-from chronomoe.model.router import RouterOutput, TopKRouter
+from chronomoe.model.expert_choice import EXPERTS_PER_TOKEN, follow_threshold, initial_threshold, threshold_probe
+from chronomoe.model.feedforward import FeedForward
+from chronomoe.model.moe import MoELayer, build_moe
+from chronomoe.model.router import Balancer, RouterOutput
+from chronomoe.model.sensor import PLAIN_CHANNELS, LayerState, Probe, read_layer
 from chronomoe.model.settings import ModelSettings, RouterSettings
+from chronomoe.settings import InputError
 
 
 class Output(NamedTuple):
@@ -33,31 +37,18 @@ class Output(NamedTuple):
     """One per MoE layer; empty for a dense model."""
 
 
-class SwiGLU(nn.Module):
-    """The feed-forward layer of a dense model."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(silu(gate) * up)
-
-
 class Block(nn.Module):
-    def __init__(self, model: ModelSettings, router: RouterSettings, actuation: str) -> None:
+    def __init__(self, model: ModelSettings, router: RouterSettings, actuation: str, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(model.dim, model.norm_eps)
         self.attention = Attention(model.dim, model.num_heads, model.num_kv_heads)
         self.ffn_norm = nn.RMSNorm(model.dim, model.norm_eps)
-        self.ffn: MoELayer | SwiGLU
+        self.ffn: MoELayer | FeedForward
         if model.dense:
-            self.ffn = SwiGLU(model.dim, router.top_k * model.hidden_dim)
+            width = round((router.experts_per_token + model.num_shared_experts) * model.hidden_dim)
+            self.ffn = FeedForward(model.dim, width, model.activation)
         else:
-            gate = TopKRouter(model.dim, model.num_experts, router.top_k, actuation)
-            self.ffn = MoELayer(gate, ExpertBank(model.num_experts, model.dim, model.hidden_dim))
+            self.ffn = build_moe(model, router, actuation, layer)
 
     def forward(
         self,
@@ -66,14 +57,15 @@ class Block(nn.Module):
         allowed_B1SC: Tensor | None,
         cache: KeyValueCache | None,
         field: tuple[Tensor, Tensor] | None,
-    ) -> tuple[Tensor, RouterOutput | None]:
+        real_T: Tensor | None,
+    ) -> tuple[Tensor, LayerState | None]:
         """`field` is this layer's (bias, log-temperature), each [E]; None in a dense model."""
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, allowed_B1SC, cache)
         h_BSD = self.ffn_norm(x_BSD)
         if field is None:
             return x_BSD + self.ffn(h_BSD), None
-        y_TD, routing = self.ffn(h_BSD.flatten(0, 1), *field)
-        return x_BSD + y_TD.view_as(x_BSD), routing
+        y_TD, state = self.ffn(h_BSD.flatten(0, 1), *field, real_T)
+        return x_BSD + y_TD.view_as(x_BSD), state
 
 
 class LanguageModel(nn.Module):
@@ -81,13 +73,17 @@ class LanguageModel(nn.Module):
 
     expert_bias_LE: Tensor
     log_temperature_LE: Tensor
-    routing_2LE: Tensor
+    sensor_LEC: Tensor
+    threshold_LE: Tensor | None
+    """Of causal expert choice: the score above which an expert takes a token; None for every other router."""
+    sensing: bool = True
+    """Whether training forwards are counted; off while somebody looks ahead without training."""
 
     def __init__(self, settings: ModelSettings, router: RouterSettings, actuation: str = "selection") -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.router_settings = settings, router
         self.embedding = nn.Embedding(settings.vocab_size, settings.dim)
-        self.blocks = nn.ModuleList(Block(settings, router, actuation) for _ in range(settings.num_layers))
+        self.blocks = nn.ModuleList(Block(settings, router, actuation, layer) for layer in range(settings.num_layers))
         self.norm = nn.RMSNorm(settings.dim, settings.norm_eps)
         self.head = nn.Linear(settings.dim, settings.vocab_size, bias=False)
         if settings.tie_embeddings:
@@ -95,7 +91,10 @@ class LanguageModel(nn.Module):
         shape = (settings.num_moe_layers, settings.num_experts)
         self.register_buffer("expert_bias_LE", torch.zeros(shape))
         self.register_buffer("log_temperature_LE", torch.zeros(shape))
-        self.register_buffer("routing_2LE", torch.zeros(2, *shape, dtype=torch.int64), persistent=False)
+        by_threshold = router.kind == "expert_choice" and router.causal and not settings.dense
+        self.register_buffer("threshold_LE", torch.zeros(shape) if by_threshold else None)
+        self.register_buffer("sensor_LEC", torch.zeros(*shape, 0, dtype=torch.int64), persistent=False)
+        self.attach([])
         self.reset_parameters()
 
     @torch.no_grad()
@@ -110,15 +109,41 @@ class LanguageModel(nn.Module):
             parameter.normal_(0.0, std) if parameter.dim() > 1 else parameter.fill_(1.0)  # vectors are norms
         for buffer in self.buffers():
             buffer.zero_()
+        if self.threshold_LE is not None:
+            taken = self.router_settings.experts_per_token
+            self.threshold_LE.fill_(initial_threshold(taken, self.settings.num_experts, std * dim**0.5))
         nn.init.normal_(self.head.weight, 0.0, min(std, 2 / dim if self.settings.tie_embeddings else 0.5 * dim**-0.5))
+
+    def attach(self, probes: list[Probe], balancer: Balancer | None = None, in_evaluation: bool = False) -> None:
+        """Let the sensor read `probes` as well, and let `balancer` solve each batch's assignment while training (and,
+        if asked, `in_evaluation`)."""
+        self.probes = [*self.own_probes(), *probes]
+        channels = PLAIN_CHANNELS + sum(probe.channels for probe in self.probes)
+        self.sensor_LEC = self.sensor_LEC.new_zeros(*self.expert_bias_LE.shape, channels)
+        for block in self.blocks:
+            if isinstance(block.ffn, MoELayer):
+                block.ffn.router.balancer, block.ffn.router.balance_evaluation = balancer, in_evaluation
+
+    def own_probes(self) -> list[Probe]:
+        """What the model's own router asks of the sensor, whoever else watches."""
+        if self.router_settings.kind != "expert_choice" or self.settings.dense:
+            return []
+        following = [] if self.threshold_LE is None else [threshold_probe(self.router_settings.experts_per_token)]
+        return [EXPERTS_PER_TOKEN, *following]
+
+    @torch.no_grad()
+    def settle(self, readings: dict[str, Tensor]) -> None:
+        """Once per optimizer step, with the step's readings of the sensor over all ranks: thresholds follow them."""
+        if self.threshold_LE is not None:
+            self.threshold_LE.copy_(follow_threshold(self.threshold_LE, readings["threshold"]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
         """Move and cast as usual, but keep the field in fp32: bf16 would round a bias of 7 to steps of 0.03."""
-        field = {name: getattr(self, name) for name in ("expert_bias_LE", "log_temperature_LE")}
+        field = {name: getattr(self, name) for name in ("expert_bias_LE", "log_temperature_LE", "threshold_LE")}
         super()._apply(fn, recurse)
         for name, before in field.items():
             after = getattr(self, name)
-            if after.dtype != before.dtype:
+            if after is not None and after.dtype != before.dtype:
                 setattr(self, name, before.to(after.device))
         return self
 
@@ -143,20 +168,31 @@ class LanguageModel(nn.Module):
         rotation = rotary_angles(torch.arange(past, past + length, device=device), head_dim, self.settings.rope_theta)
         allowed = allowed_pairs(batch, past, length, real_BC=real_BC, document_BS=document_BS, device=device)
         x_BSD = self.embedding(input_ids_BS)
+        real_T = None if real_BC is None else real_BC[:, past:].flatten()
         routings: list[RouterOutput] = []
+        readings: list[Tensor] = []
+        bias_LE = self.expert_bias_LE if self.threshold_LE is None else self.expert_bias_LE - self.threshold_LE
         for layer, block in enumerate(self.blocks):
-            field = (self.expert_bias_LE[layer], self.log_temperature_LE[layer]) if not self.settings.dense else None
-            x_BSD, routing = block(x_BSD, rotation, allowed, caches[layer] if caches else None, field)
-            if routing is not None:
-                routings.append(routing)
-        if self.training and routings:
-            real_T = None if real_BC is None else real_BC[:, past:].flatten()
-            readings = [read_routing(routing, real_T) for routing in routings]
-            self.routing_2LE += torch.stack(readings, dim=1)
+            field = (bias_LE[layer], self.log_temperature_LE[layer]) if not self.settings.dense else None
+            x_BSD, state = block(x_BSD, rotation, allowed, caches[layer] if caches else None, field, real_T)
+            if state is not None:
+                routings.append(state.routing)
+                if self.training and self.sensing:
+                    readings.append(read_layer(state, self.probes))
+        if readings:
+            self.sensor_LEC += torch.stack(readings)
         return Output(linear(self.norm(x_BSD), self.head.weight), routings)
 
     def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
-        """Empty key-value caches for `capacity` tokens, one per block, where and as precise as the weights are."""
+        """Empty key-value caches for `capacity` tokens, one per block, where and as precise as the weights are.
+
+        Raises InputError for a router that has no rule for decoding.
+        """
+        if self.router_settings.kind == "expert_choice" and not self.router_settings.causal:
+            raise InputError(
+                "router.causal=false lets experts compare a token with later ones, which decoding does not have: "
+                "train with router.causal=true"
+            )
         settings = self.settings
         width = settings.dim // settings.num_heads
         like = self.embedding.weight

@@ -1,10 +1,9 @@
-"""The MoE layer: router, dispatch to experts, combine; and the reading its sensor takes.
+"""The MoE layer: router, dispatch to experts, combine; and the shared experts, which every token passes.
 
-    y_t = sum over e in S_t of w_te expert_e(x_t)
-Assignments are sorted by expert, run through the bank in one grouped call, and summed back by weight. No token is
-dropped, none is padded. The layer holds no controller state: the field comes in as arguments, the reading goes out.
+    y_t = sum over e in S_t of w_te expert_e(x_t)  +  shared(x_t)       (shared experts: DeepSeekMoE, arXiv 2401.06066)
+The layer holds no controller state: the field comes in as arguments, what happened goes out as one state object.
 
-Axes: T tokens, D model dim, E experts, K experts per token, N = T*K assignments.
+Axes: T tokens, D model dim, E experts.
 """
 
 from __future__ import annotations
@@ -12,50 +11,58 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from chronomoe.model.dispatch import dispatch
+from chronomoe.model.expert_choice import ExpertChoiceRouter
 from chronomoe.model.experts import ExpertBank
-from chronomoe.model.router import RouterOutput, count_by_expert
-
-GATE_MASS_UNIT = 2**20
-"""Gate weights are counted in units of 2^-20, as integers: a sum of integers is the same in every order, so a step's
-reading does not depend on how its tokens were split into micro-batches or ranks."""
-
-
-def order_by_expert(topk_expert_ids_TK: Tensor) -> Tensor:
-    """Positions in the flat [T*K] list of assignments, in expert order, int64 [N]; equal experts keep the tokens'
-    order."""
-    return topk_expert_ids_TK.flatten().argsort(stable=True)
-
-
-@torch.no_grad()
-def read_routing(routing: RouterOutput, real_T: Tensor | None) -> Tensor:
-    """The sensor's reading of one forward, int64 [2, E]: assignments, and gate mass in units of 1/GATE_MASS_UNIT.
-
-    Padding (False in `real_T`) counts for nothing.
-    """
-    flat_N = routing.topk_expert_ids_TK.flatten()
-    mass_TK = (routing.topk_weights_TK * GATE_MASS_UNIT).round().long()
-    tokens_per_expert_E = routing.tokens_per_expert_E
-    num_experts = len(tokens_per_expert_E)
-    if real_T is not None:
-        mass_TK = mass_TK * real_T[:, None]
-        real_TK = real_T[:, None].expand_as(mass_TK).long()
-        tokens_per_expert_E = count_by_expert(flat_N, real_TK.flatten(), num_experts)
-    return torch.stack((tokens_per_expert_E, count_by_expert(flat_N, mass_TK.flatten(), num_experts)))
+from chronomoe.model.feedforward import FeedForward
+from chronomoe.model.router import RouterOutput, TopKRouter
+from chronomoe.model.sensor import LayerState
+from chronomoe.model.settings import ModelSettings, RouterSettings
 
 
 class MoELayer(nn.Module):
-    def __init__(self, router: nn.Module, experts: ExpertBank) -> None:
+    def __init__(
+        self,
+        router: TopKRouter | ExpertChoiceRouter,
+        experts: ExpertBank,
+        layer: int = 0,
+        shared_experts: FeedForward | None = None,
+    ) -> None:
         super().__init__()
-        self.router, self.experts = router, experts
+        self.router, self.experts, self.layer, self.shared_experts = router, experts, layer, shared_experts
 
-    def forward(self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> tuple[Tensor, RouterOutput]:
-        """Returns the mixture [T, D] and the decision that made it."""
-        routing: RouterOutput = self.router(x_TD, expert_bias_E, log_temperature_E)
-        order_N = order_by_expert(routing.topk_expert_ids_TK)
-        top_k = routing.topk_expert_ids_TK.shape[1]
+    def forward(
+        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor, real_T: Tensor | None = None
+    ) -> tuple[Tensor, LayerState]:
+        """Returns the layer's output [T, D] and everything it knows of this forward."""
+        routing: RouterOutput = self.router(x_TD, expert_bias_E, log_temperature_E, real_T)
         if torch.is_autocast_enabled(x_TD.device.type):
             x_TD = x_TD.to(torch.get_autocast_dtype(x_TD.device.type))
-        y_ND = self.experts(x_TD[order_N // top_k], routing.tokens_per_expert_E)
-        y_TKD = torch.empty_like(y_ND).index_copy(0, order_N, y_ND).view(*routing.topk_expert_ids_TK.shape, -1)
-        weights_T1K = routing.topk_weights_TK[:, None, :].to(y_TKD.dtype)
-        return (weights_T1K @ y_TKD).squeeze(1), routing
+        mixture_TD, outputs_of = dispatch(x_TD, routing, self.experts)
+        state = LayerState(self.layer, routing, expert_bias_E, real_T, outputs_of, mixture_TD)
+        if self.shared_experts is None:
+            return mixture_TD, state
+        return mixture_TD + self.shared_experts(x_TD), state
+
+
+def build_router(model: ModelSettings, router: RouterSettings, actuation: str) -> TopKRouter | ExpertChoiceRouter:
+    if router.kind == "expert_choice":
+        assert router.capacity_factor is not None
+        return ExpertChoiceRouter(model.dim, model.num_experts, router.capacity_factor, router.causal)
+    return TopKRouter(
+        model.dim,
+        model.num_experts,
+        router.top_k,
+        actuation,
+        router.gate,
+        capacity_factor=router.capacity_factor,
+        jitter=router.jitter,
+    )
+
+
+def build_moe(model: ModelSettings, router: RouterSettings, actuation: str, layer: int) -> MoELayer:
+    experts = ExpertBank(model.num_experts, model.dim, model.hidden_dim, model.activation)
+    shared_experts = None
+    if model.num_shared_experts:
+        shared_experts = FeedForward(model.dim, model.num_shared_experts * model.hidden_dim, model.activation)
+    return MoELayer(build_router(model, router, actuation), experts, layer, shared_experts)

@@ -1,21 +1,31 @@
 """Token-choice routing: which experts each token goes to, and with what weight.
 
-    z = x W_gate (clean logits, fp32) ;  z' = z + (z - mean_e z) (exp(-log_temperature) - 1) + bias
-    S = top-k of z' ;  w = softmax over S of z' (actuation "logits") or of z (actuation "selection")
-The field (bias, log-temperature) is the controller's hand on the router. Written this way a neutral field returns z bit
-for bit, and adding a constant to a token's logits moves nothing; up to that constant z' is (z - mean z)/temperature +
-bias. Source of the plain router: Mixtral, arXiv 2401.04088.
+    z = x W_gate (clean logits, fp32) ;  z_T = z + (z - mean_e z) (exp(-log_temperature) - 1) ;  s(.) the gate's score
+    actuation "selection":  S = top-k of s(z_T) + bias,  w = weights of s(z)             (the field moves only S)
+    actuation "logits":     S = top-k of z_T + bias,     w = weights of s(z_T + bias)
+| gate | score s | weights over S | source |
+|---|---|---|---|
+| topk_softmax | z | softmax over the k scores | Mixtral, arXiv 2401.04088 |
+| softmax | softmax over all E | the k scores as they are, at most 1 together | Switch 2101.03961, OLMoE 2409.02060 |
+| sigmoid | sigmoid | the k scores over their sum | DeepSeek-V3, arXiv 2412.19437 |
+The field (bias, log-temperature) is the controller's hand on the router; a neutral one is the plain router bit for bit.
+Adding a constant to a token's logits moves nothing, except under the sigmoid, whose scores have an absolute zero.
+Switch is k = 1 under the softmax gate. In training its router sees its input times uniform noise in 1 +- jitter, and a
+capacity may drop assignments (capacity.py): they keep their counts and lose their weights.
 
 Axes: T tokens, D model dim, E experts, K experts per token.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, logsigmoid
+
+from chronomoe.model.capacity import capacity_of, first_come, room_of
 
 
 class RouterOutput(NamedTuple):
@@ -24,11 +34,26 @@ class RouterOutput(NamedTuple):
     topk_expert_ids_TK: Tensor
     """int64, distinct per token, strongest first."""
     topk_weights_TK: Tensor
-    """fp32 mixing weights, summing to 1 over K."""
+    """fp32 mixing weights; 0 where an assignment was not kept."""
     logits_TE: Tensor
     """fp32 clean logits: before bias and temperature."""
+    scores_TE: Tensor
+    """What the gate ranks experts by, under the temperature and before any bias; fp32, no gradient."""
     tokens_per_expert_E: Tensor
-    """int64 assignments to each expert, padding included; they sum to T*K."""
+    """int64 assignments to each expert before any is dropped, padding included."""
+    kept_TK: Tensor | None = None
+    """bool, False where the expert had no room for the token; None: nothing was dropped."""
+    capacity: int | None = None
+    """Slots of each expert; None: as many as it needs (dropless)."""
+    price_E: Tensor | None = None
+    """What the in-batch solver asks for each expert (scores minus price are selected by); None without one."""
+    assigned_TK: Tensor | None = None
+    """bool, False where a column is a candidate that was never assigned (expert choice); None: all are assignments."""
+
+
+Balancer = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], tuple[Tensor, Tensor | None]]
+"""(logits_TE, scores_TE, expert_bias_E, top_k, real_T) -> (what to select by [T, E], price_E): assignment solved within
+a batch, which looks at tokens to come and is therefore no rule for decoding (`chronomoe.model.assignment`)."""
 
 
 def count_by_expert(expert_ids_N: Tensor, amounts_N: Tensor, num_experts: int) -> Tensor:
@@ -38,30 +63,109 @@ def count_by_expert(expert_ids_N: Tensor, amounts_N: Tensor, num_experts: int) -
     )
 
 
-def apply_field(logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
-    """The steered logits z' of the module docstring."""
+def heat(logits_TE: Tensor, log_temperature_E: Tensor) -> Tensor:
+    """The logits under a temperature, z_T of the module docstring: (z - mean z)/temperature up to a constant."""
     centred_TE = logits_TE - logits_TE.mean(dim=-1, keepdim=True)
-    return logits_TE + centred_TE * torch.expm1(-log_temperature_E) + expert_bias_E
+    return logits_TE + centred_TE * torch.expm1(-log_temperature_E)
+
+
+def apply_field(logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
+    """Logits under temperature and bias."""
+    return heat(logits_TE, log_temperature_E) + expert_bias_E
+
+
+def score(logits_TE: Tensor, gate: str) -> Tensor:
+    """What experts are ranked by, fp32 [T, E]."""
+    if gate == "softmax":
+        return logits_TE.softmax(dim=-1)
+    return logits_TE.sigmoid() if gate == "sigmoid" else logits_TE
+
+
+def mixing_weights(logits_TE: Tensor, expert_ids_TK: Tensor, gate: str) -> Tensor:
+    """The gate's weights for the chosen experts, fp32 [T, K]; logarithms are taken where a sum could vanish."""
+    if gate == "softmax":
+        return logits_TE.softmax(dim=-1).gather(-1, expert_ids_TK)
+    chosen_TK = logits_TE.gather(-1, expert_ids_TK)
+    return (logsigmoid(chosen_TK) if gate == "sigmoid" else chosen_TK).softmax(dim=-1)
 
 
 class TopKRouter(nn.Module):
-    """Mixtral's router. `actuation` says whether the field shapes selection and weights ("logits") or selection
-    only."""
+    """Every token takes its `top_k` best experts. `balancer` may be set by who trains the model.
 
-    def __init__(self, dim: int, num_experts: int, top_k: int, actuation: str) -> None:
+    Evaluation and decoding know neither jitter nor capacity: nothing is dropped there, so that a token's output does
+    not depend on what else is in its batch.
+    """
+
+    balancer: Balancer | None = None
+    """Solves the assignment of a whole batch in training; evaluation selects by score and bias alone, unless
+    `balance_evaluation` is set."""
+    balance_evaluation: bool = False
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int,
+        actuation: str,
+        gate: str = "topk_softmax",
+        *,
+        capacity_factor: float | None = None,
+        jitter: float = 0.0,
+    ) -> None:
         super().__init__()
         self.gate = nn.Linear(dim, num_experts, bias=False)
-        self.top_k = top_k
+        self.top_k, self.gate_kind = top_k, gate
+        self.capacity_factor, self.jitter = capacity_factor, jitter
         self.steer_weights = actuation == "logits"
 
-    def forward(self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> RouterOutput:
+    def clean_logits(self, x_TD: Tensor) -> Tensor:
+        x_TD = x_TD.float()
+        if self.training and self.jitter > 0:
+            # Drawn from the global generator, which training seeds for every micro-batch: a resumed run draws the same.
+            x_TD = x_TD * (1.0 + self.jitter * (2.0 * torch.rand_like(x_TD) - 1.0))
+        return linear(x_TD, self.gate.weight.float())
+
+    def rank(self, heated_TE: Tensor, scores_TE: Tensor, expert_bias_E: Tensor) -> Tensor:
+        """What the top k are taken of, [T, E]; steered logits rank as their scores do, which may saturate."""
+        return (heated_TE if self.steer_weights else scores_TE) + expert_bias_E
+
+    def select(self, logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
+        """The experts of tokens with these clean logits under this field, int64 [T, K]; no balancer is asked."""
+        heated_TE = heat(logits_TE, log_temperature_E)
+        scores_TE = score(heated_TE, self.gate_kind)
+        return self.rank(heated_TE, scores_TE, expert_bias_E).topk(self.top_k, dim=-1).indices
+
+    def forward(
+        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor, real_T: Tensor | None = None
+    ) -> RouterOutput:
+        """`real_T` (bool, False at padding): padding has no place in what a balancer solves and takes no capacity."""
         # The gate runs in fp32 whatever the precision around it: its logits decide discontinuously.
         with torch.autocast(x_TD.device.type, enabled=False):
-            logits_TE = linear(x_TD.float(), self.gate.weight.float())
-            steered_TE = apply_field(logits_TE, expert_bias_E, log_temperature_E)
-            ids_TK = steered_TE.detach().topk(self.top_k, dim=-1).indices
-            scores_TE = steered_TE if self.steer_weights else logits_TE
-            weights_TK = scores_TE.gather(-1, ids_TK).softmax(dim=-1)
+            logits_TE = self.clean_logits(x_TD)
+            heated_TE = heat(logits_TE, log_temperature_E)
+            steered_TE = heated_TE + expert_bias_E if self.steer_weights else logits_TE
+            scores_TE = score(heated_TE.detach(), self.gate_kind)
+            ranked_TE, price_E = self.rank(heated_TE.detach(), scores_TE, expert_bias_E), None
+            if self.balancer is not None and (self.training or self.balance_evaluation):
+                ranked_TE, price_E = self.balancer(heated_TE.detach(), scores_TE, expert_bias_E, self.top_k, real_T)
+            ids_TK = ranked_TE.topk(self.top_k, dim=-1).indices
+            weights_TK = mixing_weights(steered_TE, ids_TK, self.gate_kind)
             flat_N = ids_TK.flatten()
             tokens_per_expert_E = count_by_expert(flat_N, torch.ones_like(flat_N), logits_TE.shape[-1])
-        return RouterOutput(ids_TK, weights_TK, logits_TE, tokens_per_expert_E)
+        routing = RouterOutput(ids_TK, weights_TK, logits_TE, scores_TE, tokens_per_expert_E, price_E=price_E)
+        if self.capacity_factor is None or not self.training:
+            return routing
+        return drop_overflow(routing, self.capacity_factor, real_T)
+
+
+def drop_overflow(routing: RouterOutput, capacity_factor: float, real_T: Tensor | None) -> RouterOutput:
+    """Let every expert keep the first tokens it has room for, in the batch's order."""
+    ids_TK = routing.topk_expert_ids_TK
+    (num_tokens, top_k), num_experts = ids_TK.shape, routing.logits_TE.shape[-1]
+    room = room_of(num_tokens, top_k, num_experts, capacity_factor, real_T)
+    kept_TK = first_come(ids_TK, room, num_experts, real_T)
+    return routing._replace(
+        topk_weights_TK=routing.topk_weights_TK.masked_fill(~kept_TK, 0.0),
+        kept_TK=kept_TK,
+        capacity=min(num_tokens, capacity_of(num_tokens * top_k, num_experts, capacity_factor)),
+    )

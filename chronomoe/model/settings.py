@@ -13,10 +13,14 @@ class ModelSettings:
     """Transformer blocks; every block has one MoE layer."""
     num_experts: int = setting(low=2)
     """Routed experts per layer."""
+    num_shared_experts: int = setting(0, low=0)
+    """Experts every token visits beside the routed ones, never routed, weighed or counted (DeepSeekMoE 2401.06066)."""
     dim: int = setting(low=1)
     """Width of the residual stream."""
     hidden_dim: int = setting(low=1)
-    """Width of one SwiGLU expert."""
+    """Width of one expert."""
+    activation: str = setting("swiglu", choices=["swiglu", "relu"])
+    """Inside an expert: silu(gate) * up (Mixtral), or relu(up) without a gate (Switch)."""
     num_heads: int = setting(low=1)
     """Query heads; must divide `dim` into an even head width (RoPE rotates pairs)."""
     num_kv_heads: int = setting(low=1)
@@ -34,8 +38,8 @@ class ModelSettings:
     init_std: float = setting(0.02, low=0.0)
     """Standard deviation of every weight matrix at the start; 0.02 puts the first loss near ln(vocab_size)."""
     dense: bool = setting(False)
-    """Put one SwiGLU of width top_k * hidden_dim in the place of each MoE layer: the baseline with equal active
-    parameters, without routers and with nothing to control."""
+    """Put one layer as wide as all the experts a token visits in the place of each MoE layer: the baseline with equal
+    active parameters, without routers and with nothing to control."""
     document_mask: bool = setting(False)
     """Attend only within a document of a packed sequence (documents end with the end-of-document token)."""
 
@@ -46,7 +50,31 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class RouterSettings:
-    kind: str = setting(choices=["mixtral"])
-    """`mixtral`: softmax over the top-k logits (arXiv 2401.04088)."""
+    kind: str = setting(choices=["mixtral", "switch", "expert_choice"])
+    """`mixtral`: every token takes its top-k experts (arXiv 2401.04088); `switch`: its best one, weighed by that one's
+    probability (2101.03961); `expert_choice`: every expert takes its best tokens (2202.09368)."""
+    gate: str = setting("topk_softmax", choices=["topk_softmax", "softmax", "sigmoid"])
+    """What ranks experts and weighs them: the logits and a softmax over the chosen; the softmax over all, chosen
+    afterwards and not renormalised; sigmoids, normalised over the chosen. Bias is in units of these scores."""
     top_k: int = setting(2, low=1)
-    """Experts per token."""
+    """Experts per token; without meaning for `expert_choice`."""
+    capacity_factor: float | None = setting(None)
+    """Token choice: an expert takes at most its fair share of a batch's assignments times this, and drops the rest, in
+    training only; null drops nothing. Expert choice: mean experts per token, required. Above 0."""
+    jitter: float = setting(0.0, low=0.0, high=1.0)
+    """In training the router (not the expert) sees its input times a uniform draw from 1 - jitter to 1 + jitter."""
+    causal: bool = setting(True)
+    """Expert choice by thresholds that follow past batches, which a language model needs; false lets an expert compare
+    all tokens of the batch, later ones included: no honest loss, no decoding."""
+    load_balancing_weight: float = setting(0.0, low=0.0)
+    """Weight of the load-balancing loss (Switch: 0.01); 0 does not compute it."""
+    load_balancing_scope: str = setting("micro_batch", choices=["micro_batch", "global_batch"])
+    """Tokens whose loads are to be balanced: those of one process's micro-batch, or of the whole optimizer step. With
+    gradient accumulation the latter routes a step's micro-batches once more, ahead of training on them."""
+    z_loss_weight: float = setting(0.0, low=0.0)
+    """Weight of the router z-loss (ST-MoE: 0.001); 0 does not compute it."""
+
+    @property
+    def experts_per_token(self) -> float:
+        """Routed experts a token visits, on average over tokens."""
+        return self.capacity_factor or 0.0 if self.kind == "expert_choice" else self.top_k

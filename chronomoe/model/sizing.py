@@ -28,15 +28,14 @@ class Size(NamedTuple):
         return f"{self.stored / 1e6:,.1f} M parameters, {self.active / 1e6:,.1f} M active per token"
 
 
-def measure(model: LanguageModel, top_k: int) -> Size:
+def measure(model: LanguageModel, experts_per_token: float) -> Size:
     """Counts of a built model, on any device, meta included."""
     stored = sum(parameter.numel() for parameter in model.parameters())
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    num_experts = model.settings.num_experts
-    return Size(stored, stored - experts * (num_experts - top_k) // num_experts if experts else stored)
+    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    return Size(stored, stored - round(routed * (1 - experts_per_token / model.settings.num_experts)))
 
 
 def size_of(model: ModelSettings, router: RouterSettings) -> Size:
     """Counts of a model that need not fit anywhere: it is built on the meta device, which holds shapes only."""
     with torch.device("meta"):
-        return measure(LanguageModel(model, router), router.top_k)
+        return measure(LanguageModel(model, router), router.experts_per_token)

@@ -16,8 +16,8 @@ from chronomoe.model.experts import (
     blocked_swiglu,
     choose_kernel,
     grouped_mm_accepts,
-    grouped_swiglu,
-    looped_swiglu,
+    run_grouped,
+    run_looped,
 )
 
 DIM, HIDDEN, E = 16, 24, 5
@@ -64,7 +64,7 @@ def values_and_gradients(
 
 
 @by_load
-@pytest.mark.parametrize("kernel", [looped_swiglu, grouped_swiglu, blocked_swiglu])
+@pytest.mark.parametrize("kernel", [run_looped, run_grouped, blocked_swiglu])
 def test_kernels_compute_the_equation_of_every_token(kernel: Callable[..., Tensor], load: list[int]) -> None:
     bank, x_ND = bank_and_rows(load, torch.float32)
     y_ND = kernel(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
@@ -73,13 +73,13 @@ def test_kernels_compute_the_equation_of_every_token(kernel: Callable[..., Tenso
 
 @by_load
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kernel", [grouped_swiglu, blocked_swiglu])
+@pytest.mark.parametrize("kernel", [run_grouped, blocked_swiglu])
 def test_fast_kernels_equal_the_loop_in_values_and_gradients(
     kernel: Callable[..., Tensor], load: list[int], dtype: torch.dtype, tolerance: float
 ) -> None:
     bank, x_ND = bank_and_rows(load, dtype)
     grouped = values_and_gradients(kernel, x_ND, bank, load)
-    looped = values_and_gradients(looped_swiglu, x_ND, bank, load)
+    looped = values_and_gradients(run_looped, x_ND, bank, load)
     for ours, reference in zip(grouped, looped, strict=True):
         assert ours.dtype == dtype
         largest = float(reference.detach().abs().max()) if reference.numel() else 0.0
@@ -94,7 +94,7 @@ def test_the_written_out_backward_is_the_derivative(load: list[int]) -> None:
     assert torch.autograd.gradcheck(lambda *tensors: blocked_swiglu(*tensors, sizes), inputs)
 
 
-@pytest.mark.parametrize("kernel", [grouped_swiglu, blocked_swiglu])
+@pytest.mark.parametrize("kernel", [run_grouped, blocked_swiglu])
 def test_an_idle_expert_gets_a_zero_gradient_and_a_used_one_does_not(kernel: Callable[..., Tensor]) -> None:
     load = LOADS["empty experts at both ends"]
     bank, x_ND = bank_and_rows(load, torch.float32)
@@ -129,14 +129,14 @@ def test_non_contiguous_rows_read_the_same() -> None:
 def test_a_gpu_takes_the_grouped_kernel_where_it_exists_and_the_loop_elsewhere(
     dtype: torch.dtype, hidden: int, expected: str
 ) -> None:
-    assert choose_kernel("cuda", dtype, DIM, hidden).__name__ == f"{expected}_swiglu"
+    assert choose_kernel("cuda", dtype, "swiglu", DIM, hidden).func.__name__ == f"run_{expected}"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_processor_takes_blocks_whatever_the_dtype_and_width(dtype: torch.dtype) -> None:
     load = LOADS["uneven"]
     bank, x_ND = bank_and_rows(load, dtype, hidden=22)
-    assert choose_kernel("cpu", dtype, DIM, 22) is blocked_swiglu
+    assert choose_kernel("cpu", dtype, "swiglu", DIM, 22) is blocked_swiglu
     y_ND = bank(x_ND, torch.tensor(load))
     torch.testing.assert_close(y_ND, token_by_token(x_ND, bank, load), rtol=0.05, atol=0.05)
 
@@ -146,8 +146,48 @@ def test_grouped_mm_accepts_what_it_can_run_and_refuses_what_it_cannot(width: in
     load = LOADS["uneven"]
     bank, x_ND = bank_and_rows(load, torch.float32, dim=width, hidden=width)
     try:
-        grouped_swiglu(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
+        run_grouped(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
         ran = True
     except RuntimeError:
         ran = False
     assert ran or not grouped_mm_accepts(torch.float32, width, width)
+
+
+def slots_and_bank(activation: str) -> tuple[Tensor, ExpertBank]:
+    torch.manual_seed(0)
+    bank = ExpertBank(E, DIM, HIDDEN, activation)
+    for weight in bank.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return torch.randn(E, 4, DIM).requires_grad_(), bank
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+def test_batched_slots_equal_sorted_rows_in_values_and_gradients(activation: str) -> None:
+    x_ECD, bank = slots_and_bank(activation)
+    batched_ECD = bank.batched(x_ECD)
+    rows_ND = bank(x_ECD.flatten(0, 1), torch.full((E,), 4))
+    torch.testing.assert_close(batched_ECD.flatten(0, 1), rows_ND)
+    inputs = [x_ECD, *bank.parameters()]
+    direction = torch.linspace(-1, 1, rows_ND.numel())
+    ours = torch.autograd.grad((batched_ECD.flatten() * direction).sum(), inputs)
+    theirs = torch.autograd.grad((rows_ND.flatten() * direction).sum(), inputs)
+    for gradient, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+@by_load
+@pytest.mark.parametrize("kernel", [run_looped, run_grouped])
+def test_relu_experts_compute_their_equation(kernel: Callable[..., Tensor], load: list[int]) -> None:
+    _, bank = slots_and_bank("relu")
+    x_ND = torch.randn(sum(load), DIM, generator=torch.Generator().manual_seed(1))
+    y_ND = kernel(x_ND, *bank.weights(torch.float32), torch.tensor(load), torch.relu)
+    owners = [expert for expert, count in enumerate(load) for _ in range(count)]
+    rows = [bank.down_EDF[e] @ (bank.gate_up_EFD[e] @ x_D).clamp(min=0) for x_D, e in zip(x_ND, owners, strict=True)]
+    torch.testing.assert_close(y_ND, torch.stack(rows) if rows else x_ND)
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "run_looped"), ("cuda", "run_grouped")])
+def test_relu_experts_never_take_the_kernel_written_for_swiglu(device: str, expected: str) -> None:
+    kernel = choose_kernel(device, torch.float32, "relu", DIM, HIDDEN)
+    assert kernel.func.__name__ == expected
+    assert kernel.keywords == {"join": torch.relu}

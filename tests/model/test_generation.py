@@ -75,7 +75,7 @@ def test_generating_counts_nothing_and_changes_no_weight(tiny_model: MakeModel, 
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     list(generate(model, draw_ids(1, 4), max_new_tokens=4))
-    assert not model.routing_2LE.any()
+    assert not model.sensor_LEC.any()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

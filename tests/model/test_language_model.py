@@ -153,5 +153,5 @@ def test_bf16_autocast_stays_close_to_fp32(tiny_model: MakeModel, draw_ids: Make
 def test_a_dense_model_routes_nothing_and_holds_no_field(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
     model = tiny_model(dense=True).train()
     assert model(draw_ids(1, LENGTH)).routings == []
-    assert model.expert_bias_LE.numel() == model.routing_2LE.numel() == 0
+    assert model.expert_bias_LE.numel() == model.sensor_LEC.numel() == 0
     assert not any("router" in name for name, _ in model.named_parameters())

@@ -9,9 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from chronomoe.model.dispatch import order_by_expert
 from chronomoe.model.experts import ExpertBank
-from chronomoe.model.moe import GATE_MASS_UNIT, MoELayer, order_by_expert, read_routing
+from chronomoe.model.feedforward import FeedForward
+from chronomoe.model.moe import MoELayer
 from chronomoe.model.router import RouterOutput, TopKRouter, count_by_expert
+from chronomoe.model.sensor import UNIT, read_layer
 
 DIM, HIDDEN, E = 16, 24, 6
 
@@ -46,7 +49,8 @@ def loop_over_tokens(layer: MoELayer, x_TD: Tensor, routing: RouterOutput) -> Te
 def test_the_layer_equals_a_loop_over_tokens_in_values_and_gradients(num_tokens: int, top_k: int) -> None:
     layer = make_layer(top_k)
     x_TD = make_tokens(num_tokens).requires_grad_()
-    y_TD, routing = layer(x_TD, *FIELD)
+    y_TD, state = layer(x_TD, *FIELD)
+    routing = state.routing
     reference_TD = loop_over_tokens(layer, x_TD, routing)
     torch.testing.assert_close(y_TD, reference_TD)
     direction_TD = torch.linspace(-1, 1, y_TD.numel()).view_as(y_TD)
@@ -86,9 +90,9 @@ def test_renaming_the_experts_changes_no_output(actuation: str) -> None:
     with torch.no_grad():
         for weight in renamed.parameters():  # gate rows and both expert tensors have the experts first
             weight.copy_(weight[order_E])
-    y_TD, routing = layer(x_TD, *FIELD)
-    renamed_TD, renamed_routing = renamed(x_TD, *(values_E[order_E] for values_E in FIELD))
-    assert torch.equal(order_E[renamed_routing.topk_expert_ids_TK], routing.topk_expert_ids_TK)
+    y_TD, state = layer(x_TD, *FIELD)
+    renamed_TD, renamed_state = renamed(x_TD, *(values_E[order_E] for values_E in FIELD))
+    assert torch.equal(order_E[renamed_state.routing.topk_expert_ids_TK], state.routing.topk_expert_ids_TK)
     torch.testing.assert_close(renamed_TD, y_TD)
 
 
@@ -102,21 +106,42 @@ def test_grouping_sorts_by_expert_and_keeps_the_tokens_order_within_one() -> Non
 
 @pytest.mark.parametrize("padded", [False, True], ids=["all real", "with padding"])
 def test_a_reading_counts_assignments_and_gate_mass_of_real_tokens(padded: bool) -> None:
-    _, routing = make_layer()(make_tokens(), *FIELD)
     real_T = torch.arange(20) % 3 != 0 if padded else None
-    counts_E, mass_E = read_routing(routing, real_T)
+    _, state = make_layer()(make_tokens(), *FIELD, real_T)
+    routing = state.routing
+    counts_E, mass_E, dropped_E = read_layer(state, []).unbind(dim=-1)
     expected_counts, expected_units = [0] * E, [0] * E
     for token in range(20):
         if real_T is not None and not real_T[token]:
             continue
         for expert, weight in zip(*(t[token].tolist() for t in routing[:2]), strict=True):
             expected_counts[expert] += 1
-            expected_units[expert] += round(weight * GATE_MASS_UNIT)
+            expected_units[expert] += round(weight * UNIT)
     assert counts_E.tolist() == expected_counts
     assert mass_E.tolist() == expected_units
     assert counts_E.dtype == mass_E.dtype == torch.int64
+    assert not dropped_E.any()
 
 
 def test_a_reading_of_an_all_padding_batch_is_zero() -> None:
-    _, routing = make_layer()(make_tokens(), *FIELD)
-    assert not read_routing(routing, torch.zeros(20, dtype=torch.bool)).any()
+    _, state = make_layer()(make_tokens(), *FIELD, torch.zeros(20, dtype=torch.bool))
+    assert not read_layer(state, []).any()
+
+
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+def test_shared_experts_add_to_the_output_and_to_nothing_that_is_counted(activation: str) -> None:
+    torch.manual_seed(0)
+    shared = FeedForward(DIM, 2 * HIDDEN, activation)
+    plain, x_TD = make_layer(), make_tokens()
+    layer = MoELayer(plain.router, plain.experts, shared_experts=shared)
+    y_TD, state = layer(x_TD, *FIELD)
+    routed_TD, plain_state = plain(x_TD, *FIELD)
+    hidden_TF = x_TD @ shared.gate_up.weight.T
+    if activation == "swiglu":
+        gate_TF, up_TF = hidden_TF.chunk(2, dim=-1)
+        hidden_TF = gate_TF * torch.sigmoid(gate_TF) * up_TF
+    else:
+        hidden_TF = hidden_TF.clamp(min=0)
+    torch.testing.assert_close(y_TD, routed_TD + hidden_TF @ shared.down.weight.T)
+    assert torch.equal(state.mixture_TD, plain_state.mixture_TD)
+    assert torch.equal(read_layer(state, []), read_layer(plain_state, []))

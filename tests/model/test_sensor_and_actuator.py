@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.lm import LanguageModel
-from chronomoe.model.moe import GATE_MASS_UNIT
+from chronomoe.model.router import RouterOutput, TopKRouter
+from chronomoe.model.sensor import UNIT
 
 MakeModel = Callable[..., LanguageModel]
 MakeIds = Callable[..., Tensor]
@@ -32,9 +33,9 @@ def test_training_counts_every_assignment_once_and_every_weight_once(
 ) -> None:
     model = tiny_model(top_k=top_k).train()
     output = model(draw_ids(BATCH, LENGTH))
-    counts_LE, mass_LE = model.routing_2LE
+    counts_LE, mass_LE, _ = model.sensor_LEC.unbind(dim=-1)
     assert counts_LE.sum(dim=-1).tolist() == [BATCH * LENGTH * top_k] * NUM_LAYERS
-    torch.testing.assert_close(mass_LE.sum(dim=-1) / GATE_MASS_UNIT, torch.full((NUM_LAYERS,), float(BATCH * LENGTH)))
+    torch.testing.assert_close(mass_LE.sum(dim=-1) / UNIT, torch.full((NUM_LAYERS,), float(BATCH * LENGTH)))
     for layer, routing in enumerate(output.routings):
         assert counts_LE[layer].tolist() == routing.topk_expert_ids_TK.flatten().bincount(minlength=4).tolist()
 
@@ -42,29 +43,29 @@ def test_training_counts_every_assignment_once_and_every_weight_once(
 def test_evaluation_counts_nothing(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
     model = tiny_model().eval()
     model(draw_ids(BATCH, LENGTH))
-    assert not model.routing_2LE.any()
+    assert not model.sensor_LEC.any()
 
 
 def test_padding_is_not_counted(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
     model, real_BC = tiny_model().train(), draw_ids(BATCH, LENGTH, seed=2) > 8
     output = model(draw_ids(BATCH, LENGTH), real_BC=real_BC)
-    assert model.routing_2LE[0].sum(dim=-1).tolist() == [2 * int(real_BC.sum())] * NUM_LAYERS
+    assert model.sensor_LEC[..., 0].sum(dim=-1).tolist() == [2 * int(real_BC.sum())] * NUM_LAYERS
     for layer, routing in enumerate(output.routings):
         real_ids = routing.topk_expert_ids_TK[real_BC.flatten()]
-        assert model.routing_2LE[0, layer].tolist() == real_ids.flatten().bincount(minlength=4).tolist()
+        assert model.sensor_LEC[layer, :, 0].tolist() == real_ids.flatten().bincount(minlength=4).tolist()
 
 
 def test_the_sensor_adds_up_over_forwards(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
     model = tiny_model().train()
     readings = []
     for seed in range(3):
-        model.routing_2LE.zero_()
+        model.sensor_LEC.zero_()
         model(draw_ids(BATCH, LENGTH, seed=seed))
-        readings.append(model.routing_2LE.clone())
-    model.routing_2LE.zero_()
+        readings.append(model.sensor_LEC.clone())
+    model.sensor_LEC.zero_()
     for seed in range(3):
         model(draw_ids(BATCH, LENGTH, seed=seed))
-    assert torch.equal(model.routing_2LE, torch.stack(readings).sum(dim=0))
+    assert torch.equal(model.sensor_LEC, torch.stack(readings).sum(dim=0))
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
@@ -74,23 +75,28 @@ def test_the_reading_is_bitwise_the_same_however_the_batch_is_split(
     model, ids_BS = tiny_model().double().train(), draw_ids(8, LENGTH)
     steer(model)
     model(ids_BS)
-    whole = model.routing_2LE.clone()
-    model.routing_2LE.zero_()
+    whole = model.sensor_LEC.clone()
+    model.sensor_LEC.zero_()
     for part_BS in ids_BS.split(micro_batch):
         model(part_BS)
-    assert torch.equal(model.routing_2LE, whole)
+    assert torch.equal(model.sensor_LEC, whole)
 
 
+@pytest.mark.parametrize("actuation", ["selection", "logits"])
 @torch.no_grad()
 def test_a_neutral_field_is_bitwise_the_model_that_never_had_one(
-    monkeypatch: pytest.MonkeyPatch, tiny_model: MakeModel, draw_ids: MakeIds
+    monkeypatch: pytest.MonkeyPatch, tiny_model: MakeModel, draw_ids: MakeIds, actuation: str
 ) -> None:
-    model, ids_BS = tiny_model(), draw_ids(BATCH, LENGTH)
+    def without_field(self: TopKRouter, x_TD: Tensor, *field: Tensor) -> RouterOutput:
+        logits_TE = x_TD @ self.gate.weight.T
+        top = logits_TE.topk(self.top_k, dim=-1)
+        counts_E = top.indices.flatten().bincount(minlength=4)
+        return RouterOutput(top.indices, top.values.softmax(dim=-1), logits_TE, logits_TE, counts_E)
+
+    model, ids_BS = tiny_model(actuation=actuation), draw_ids(BATCH, LENGTH)
     with_neutral_field = model(ids_BS).logits_BSV
-    monkeypatch.setattr("chronomoe.model.router.apply_field", lambda logits_TE, *field: logits_TE)
+    monkeypatch.setattr(TopKRouter, "forward", without_field)
     assert torch.equal(model(ids_BS).logits_BSV, with_neutral_field)
-    steer(model)
-    assert torch.equal(model(ids_BS).logits_BSV, with_neutral_field)  # the patch does take the field out
 
 
 @pytest.mark.parametrize("actuation", ["selection", "logits"])
@@ -134,7 +140,7 @@ def test_a_cast_of_the_model_keeps_every_bit_of_the_field(
     for name, copy in zip(FIELD, before, strict=True):
         assert getattr(model, name).dtype == torch.float32
         assert torch.equal(getattr(model, name), copy)
-    assert model.routing_2LE.dtype == torch.int64
+    assert model.sensor_LEC.dtype == torch.int64
 
 
 def test_the_field_survives_a_state_dict_and_the_sensor_is_not_in_it(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
@@ -143,7 +149,7 @@ def test_the_field_survives_a_state_dict_and_the_sensor_is_not_in_it(tiny_model:
     model(draw_ids(BATCH, LENGTH))
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert set(FIELD) <= saved.keys()
-    assert "routing_2LE" not in saved
+    assert "sensor_LEC" not in saved
     fresh = tiny_model(seed=1).to(torch.bfloat16)
     fresh.load_state_dict(saved)
     for name in FIELD:
@@ -153,7 +159,7 @@ def test_the_field_survives_a_state_dict_and_the_sensor_is_not_in_it(tiny_model:
 
 def test_the_optimizer_never_sees_the_field(tiny_model: MakeModel) -> None:
     parameters = dict(tiny_model().named_parameters())
-    assert not parameters.keys() & {*FIELD, "routing_2LE"}
+    assert not parameters.keys() & {*FIELD, "sensor_LEC"}
 
 
 def test_the_field_moves_with_the_model_and_keeps_its_shape(tiny_model: MakeModel) -> None:

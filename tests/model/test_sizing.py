@@ -27,7 +27,9 @@ def count(model: ModelSettings, experts: int) -> int:
     head_dim = model.dim // model.num_heads
     attention = 2 * model.dim * model.num_heads * head_dim + 2 * model.dim * model.num_kv_heads * head_dim
     gate = 0 if model.dense else model.dim * model.num_experts
-    layer = attention + gate + experts * 3 * model.dim * model.hidden_dim + 2 * model.dim
+    matrices = 3 if model.activation == "swiglu" else 2
+    width = (experts + model.num_shared_experts) * model.hidden_dim
+    layer = attention + gate + matrices * model.dim * width + 2 * model.dim
     embeddings = model.vocab_size * model.dim * (1 if model.tie_embeddings else 2)
     return model.num_layers * layer + embeddings + model.dim
 
@@ -39,7 +41,19 @@ def test_mixtral_8x7b_builds_on_meta_with_its_published_sizes() -> None:
     assert size.active == count(settings, 2) == 12_879_925_248
 
 
-@pytest.mark.parametrize("overrides", [{}, {"tie_embeddings": True}, {"dense": True}, {"num_kv_heads": 4}])
+SHAPES = [
+    {},
+    {"tie_embeddings": True},
+    {"dense": True},
+    {"num_kv_heads": 4},
+    {"num_shared_experts": 2},
+    {"num_shared_experts": 1, "dense": True},
+    {"activation": "relu"},
+    {"activation": "relu", "num_shared_experts": 1},
+]
+
+
+@pytest.mark.parametrize("overrides", SHAPES, ids=str)
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_sizes_equal_the_closed_form(
     tiny_settings: Callable[..., ModelSettings], overrides: dict[str, object], top_k: int
@@ -54,3 +68,14 @@ def test_a_model_on_meta_and_a_real_one_have_one_size(tiny_model: Callable[..., 
     model = tiny_model()
     assert measure(model, 2) == size_of(model.settings, RouterSettings(kind="mixtral", top_k=2))
     assert measure(model, 2).training_bytes == 16 * sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5, 4.0])
+@pytest.mark.parametrize("causal", [True, False])
+def test_expert_choice_is_sized_by_its_mean_experts_per_token(
+    tiny_settings: Callable[..., ModelSettings], factor: float, causal: bool
+) -> None:
+    settings = tiny_settings()
+    size = size_of(settings, RouterSettings(kind="expert_choice", capacity_factor=factor, causal=causal))
+    assert size.stored == count(settings, 4)
+    assert size.active == count(settings, 0) + factor * (count(settings, 1) - count(settings, 0))
