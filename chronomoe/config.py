@@ -20,11 +20,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from chronomoe.chrono.checks import check_chrono
 from chronomoe.chrono.clocks import ClockSettings
+from chronomoe.chrono.knob import KnobSettings
 from chronomoe.chrono.laws import LAWS
-from chronomoe.chrono.laws.law import ChronoSettings, ControlSettings
+from chronomoe.chrono.laws.law import ChronoSettings
 from chronomoe.chrono.temperature import TemperatureSettings
 from chronomoe.data.settings import DataSettings
+from chronomoe.model.checks import check_model, check_router
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.settings import InputError, setting
 from chronomoe.training.settings import LoggerSettings, OptimSettings, TrainerSettings
@@ -50,6 +53,7 @@ SCHEMAS: dict[str, type] = {
     "router": RouterSettings,
     "chrono/clocks": ClockSettings,
     "chrono/temperature": TemperatureSettings,
+    "chrono/knob": KnobSettings,
     "data": DataSettings,
     "optim": OptimSettings,
     "trainer": TrainerSettings,
@@ -207,8 +211,9 @@ def check_range(key: str, value: Any, field: dataclasses.Field[Any]) -> None:
 
 def check_together(config: TrainConfig) -> None:
     """Values that contradict each other. Each message names the key to change and a value that fits."""
-    check_model(config.model, config.router)
-    check_chrono(config)
+    check_model(config.model)
+    check_router(config.model, config.router, config.chrono.law)
+    check_chrono(config.chrono, config.model, config.router, micro_batch_tokens(config), config.trainer.max_steps)
     check_source(config.data)
     model, data, trainer, optim = config.model, config.data, config.trainer, config.optim
     if data.seq_len > model.max_seq_len:
@@ -234,58 +239,22 @@ def check_together(config: TrainConfig) -> None:
         raise InputError(f"optim.warmup_frac + optim.decay_frac exceed 1: lower optim.decay_frac={optim.decay_frac}")
 
 
+def micro_batch_tokens(config: TrainConfig) -> int:
+    """Tokens one process routes at once."""
+    trainer = config.trainer
+    parts = trainer.devices * trainer.num_nodes * trainer.accumulate_grad_batches
+    return config.data.batch_size * config.data.seq_len // parts
+
+
+SOURCE_OF_KEY = {"path": "text", "name": "huggingface", "subset": "huggingface"} | dict.fromkeys(
+    ("num_domains", "separability", "private_words", "num_words", "document_words", "domains_seed"), "domains"
+)
+"""Settings of the data group that one source alone reads."""
+
+
 def check_source(data: DataSettings) -> None:
     """A setting of another source would be ignored in silence."""
-    for key, source in (("path", "text"), ("name", "huggingface"), ("subset", "huggingface")):
-        if getattr(data, key) is not None and data.source != source:
+    unset = DataSettings(source=data.source)
+    for key, source in SOURCE_OF_KEY.items():
+        if getattr(data, key) != getattr(unset, key) and data.source != source:
             raise InputError(f"data.{key} has no meaning for data.source={data.source}: add data={source}")
-
-
-def check_model(model: ModelSettings, router: RouterSettings) -> None:
-    heads, kv_heads = model.num_heads, model.num_kv_heads
-    if model.dim % heads or (model.dim // heads) % 2:
-        fits = [n for n in range(1, model.dim // 2 + 1) if model.dim % (2 * n) == 0]
-        nearest = min(fits, key=lambda n: abs(n - heads), default=1)
-        raise InputError(
-            f"model.num_heads={heads} does not divide model.dim={model.dim} into even heads: "
-            f"the nearest that does is {nearest}"
-        )
-    if heads % kv_heads:
-        nearest = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
-        raise InputError(
-            f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}: the nearest that does is {nearest}"
-        )
-    if router.top_k > model.num_experts:
-        raise InputError(f"router.top_k={router.top_k} exceeds model.num_experts={model.num_experts}: lower the first")
-
-
-def check_chrono(config: TrainConfig) -> None:
-    chrono, model = config.chrono, config.model
-    if model.dense and chrono.law != "off":
-        raise InputError(f"chrono.law={chrono.law} has no router to steer in a dense model: add chrono=off")
-    law = LAWS.get(chrono.law)
-    if law is None or type(chrono) is not law.settings:
-        raise InputError(f"chrono.law={chrono.law} is set by the law's file: choose a law with chrono={'|'.join(LAWS)}")
-    if not isinstance(chrono, ControlSettings):
-        return
-    if chrono.start_step >= config.trainer.max_steps:
-        raise InputError(
-            f"chrono.start_step={chrono.start_step} is past the run's end: lower it below trainer.max_steps"
-        )
-    clocks = chrono.clocks
-    if clocks.macro_period % clocks.micro_period:
-        nearest = max(1, round(clocks.macro_period / clocks.micro_period)) * clocks.micro_period
-        raise InputError(
-            f"chrono.clocks.macro_period={clocks.macro_period} is not a multiple of chrono.clocks.micro_period="
-            f"{clocks.micro_period}: the nearest is {nearest}"
-        )
-    if chrono.layer_scales and len(chrono.layer_scales) != model.num_layers:
-        raise InputError(
-            f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} layers: give one each"
-        )
-    if any(scale < 0 for scale in chrono.layer_scales):
-        raise InputError(f"chrono.layer_scales={chrono.layer_scales}: a scale is at least 0")
-    if chrono.half_life_steps == 0:
-        raise InputError("chrono.half_life_steps=0 remembers nothing: use a positive number, or null for the whole run")
-    if getattr(chrono, "coherence", None) == "alignment" and model.num_layers == 1:
-        raise InputError("chrono.coherence=alignment compares layers, and there is one: use chrono.coherence=entropy")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from chronomoe.data import huggingface, stdlib, text
+from chronomoe.data import domains, huggingface, stdlib, text
 from chronomoe.data.document import Document
 from chronomoe.data.settings import DataSettings
 from chronomoe.settings import InputError
@@ -27,6 +27,7 @@ SOURCES = {
     "stdlib": Source(stdlib.signature, stdlib.documents),
     "text": Source(text.signature, text.documents),
     "huggingface": Source(huggingface.signature, huggingface.documents),
+    "domains": Source(domains.signature, domains.documents),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -80,18 +82,25 @@ class LanguageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         dataset = BlockDataset(self.corpus, "train", self.settings.seq_len)
+        return self._loader(dataset, self._sampler(dataset, self.trainer.global_step if self.trainer else 0))
+
+    def micro_batches(self, step: int) -> Iterator[dict[str, Tensor]]:
+        """This rank's micro-batches of optimizer step `step` (from 0), read without disturbing the loader."""
+        dataset = BlockDataset(self.corpus, "train", self.settings.seq_len)
+        return (dataset[blocks] for blocks in islice(self._sampler(dataset, step), self.accumulate_grad_batches))
+
+    def _sampler(self, dataset: BlockDataset, start_step: int) -> StepSampler:
         rank, world = self._rank_and_world()
-        sampler = StepSampler(
+        return StepSampler(
             num_blocks=len(dataset),
             batch_size=self.settings.batch_size,
             seed=self.seed,
             max_steps=self.max_steps,
-            start_step=self.trainer.global_step if self.trainer else 0,
+            start_step=start_step,
             rank=rank,
             world=world,
             accumulate=self.accumulate_grad_batches,
         )
-        return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader:
         """`val_sequences` blocks, evenly spaced over the validation split and the same at every call."""

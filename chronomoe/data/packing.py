@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -53,6 +53,13 @@ class DocumentIndex(NamedTuple):
     """uint8 [documents]: index into `PackedCorpus.domains`."""
 
 
+class TokenLabels(NamedTuple):
+    documents: np.ndarray
+    """int64, shaped as the offsets: number of the document in its split."""
+    domains: np.ndarray
+    """int64, shaped as the offsets: index into `PackedCorpus.domains`."""
+
+
 class PackedCorpus:
     """Read-only view of one packed folder. Opening maps the files and reads none of the tokens."""
 
@@ -80,6 +87,15 @@ class PackedCorpus:
     def _documents(self, split: str) -> DocumentIndex:
         with np.load(self.directory / f"{split}.npz") as arrays:
             return DocumentIndex(arrays["starts"], arrays["domains"])
+
+    def label_tokens(self, split: Literal["train", "val"], offsets: np.ndarray) -> TokenLabels:
+        """Document and domain of the tokens at `offsets`; block b of S tokens is at b * S + np.arange(S).
+
+        The end-of-document token belongs to the document it closes.
+        """
+        starts, domains = self._documents(split)
+        documents = np.searchsorted(starts, offsets, side="right") - 1
+        return TokenLabels(documents, domains[documents].astype(np.int64))
 
     def unigram_log_probs(self) -> np.ndarray:
         """float32 [vocab]: ln((count + 1) / (tokens + vocab)) over the training split, the context-free baseline."""

@@ -9,7 +9,7 @@ from chronomoe.settings import setting
 
 @dataclass(kw_only=True)
 class DataSettings:
-    source: str = setting(choices=["stdlib", "text", "huggingface"])
+    source: str = setting(choices=["stdlib", "text", "huggingface", "domains"])
     """Where documents come from."""
     seq_len: int = setting(128, low=8)
     """Tokens a training sequence (the model sees `seq_len`, one more is read for the last target)."""
@@ -41,3 +41,15 @@ class DataSettings:
     """`source=huggingface`: the split to read."""
     streaming: bool = setting(False)
     """`source=huggingface`: read without downloading the whole set first; needs `max_documents`."""
+    num_domains: int = setting(4, low=2, high=256)
+    """`source=domains`: labelled domains, equally many documents of each."""
+    separability: float = setting(1.0, low=0.0, high=1.0)
+    """`source=domains`: share of the words whose continuation depends on the domain; 0: labels say nothing."""
+    private_words: float = setting(0.0, low=0.0, high=1.0)
+    """`source=domains`: share of a domain's words that no other domain has; 0: a word alone says nothing."""
+    num_words: int = setting(64, low=16)
+    """`source=domains`: words of one domain, all equally frequent."""
+    document_words: int = setting(128, low=8)
+    """`source=domains`: length of every document."""
+    domains_seed: int = setting(0, low=0)
+    """`source=domains`: of the language and of its documents."""

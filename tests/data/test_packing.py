@@ -190,3 +190,26 @@ def test_a_document_that_quotes_the_end_token_stays_one_document(text_settings, 
     corpus = prepare_corpus(text_settings(), model_vocab_size=512)
     assert (corpus.train_tokens == corpus.eos_id).sum() == len(corpus.train_documents.starts)
     assert any(END_OF_DOCUMENT in text for split in ("train", "val") for text, _ in texts_of(corpus, split))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_every_token_is_labelled_with_its_document_and_domain(text_settings, split):
+    corpus = prepare_corpus(text_settings(), model_vocab_size=512)
+    tokens, documents = getattr(corpus, f"{split}_tokens"), getattr(corpus, f"{split}_documents")
+    labels = corpus.label_tokens(split, np.arange(len(tokens)))
+    number = 0
+    for token, document, domain in zip(tokens, labels.documents, labels.domains, strict=True):
+        assert (document, domain) == (number, documents.domains[number])
+        number += token == corpus.eos_id  # the end-of-document token is its document's last
+    assert number == len(documents.starts)
+    assert {corpus.domains[domain] for domain in labels.domains} <= {"code", "prose"}
+
+
+def test_labels_have_the_shape_of_the_blocks_asked_for(text_settings):
+    corpus = prepare_corpus(text_settings(), model_vocab_size=512)
+    blocks = np.array([[5], [0], [3]]) * 16 + np.arange(16)
+    labels = corpus.label_tokens("train", blocks)
+    flat = corpus.label_tokens("train", blocks.ravel())
+    assert labels.documents.shape == labels.domains.shape == (3, 16)
+    assert (labels.documents.ravel() == flat.documents).all()
+    assert labels.domains.dtype == labels.documents.dtype == np.int64
