@@ -12,11 +12,18 @@ Evaluation has no hook here: it never ticks, counts or steers. The keys of `metr
 | key | meaning (mean over layers unless said) |
 |---|---|
 | router/max_vio, router/max_vio_worst | max load / mean load - 1; worst is the maximum over layers |
-| router/min_vio, router/load_cv, router/load_entropy, router/dead_expert_frac | see chrono/metrics.py |
+| router/min_vio, router/load_cv, router/load_entropy, router/dead_expert_frac | see metrics/load.py |
+| router/dropped_frac | assignments without room in their expert, of all; with a capacity |
+| router/unserved_frac | tokens that no expert took; with expert choice |
 | router/layer_NN/max_vio, router/layer_NN/load_entropy | per layer |
 | chrono/coherence, chrono/coherence_change, chrono/gate | the law's sensor and gate |
 | chrono/pressure, chrono/lens, chrono/bias, chrono/log_temperature | root mean square over layers and experts, logits |
 | chrono/bias_max | largest absolute bias, logits |
+| chrono/follow, chrono/knowledge | does routing follow the field, does the field know the load: metrics/alignment.py |
+| chrono/phi_loo, chrono/phi_excess, chrono/phi_cross_token, chrono/phi_documented | with chrono.phi: see phi.py |
+| chrono/phi_fast, chrono/phi_mid, chrono/phi_slow, chrono/phi_degradation | memories of the excess: phi_memory.py |
+| chrono/phi_stale_steps | longest time any expert has been without a reading of phi, steps |
+| chrono/kappa | position of the meta-knob, where there is one |
 """
 
 from __future__ import annotations
@@ -26,13 +33,15 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from chronomoe.chrono import metrics
 from chronomoe.chrono.controller import Chronovisor
 from chronomoe.chrono.laws.law import Field, Signals
+from chronomoe.chrono.metrics import load as metrics
 from chronomoe.chrono.observation import Observation, gather_and_clear
 from chronomoe.chrono.record import RoutingRecord
+from chronomoe.chrono.watch import Watch
 from chronomoe.model.lm import LanguageModel
 
 
@@ -41,14 +50,21 @@ class ChronovisorCallback(L.Callback):
 
     def __init__(self, controller: Chronovisor, model: LanguageModel, *, max_steps: int, record_path: Path) -> None:
         self.controller, self.model, self.record_path = controller, model, record_path
+        model.attach(
+            controller.probes(model.router_settings.top_k, model.settings.dim),
+            controller.balancer(),
+            controller.solves_evaluation,
+        )
         self.record = RoutingRecord()
         self.idle_steps_LE = torch.zeros(model.expert_bias_LE.shape, dtype=torch.int64)
         self.max_vio_history = torch.full((max_steps,), float("nan"))
+        self.watch = Watch(*model.expert_bias_LE.shape, phi=controller.measures_phi)
         self._last: tuple[Observation, Field] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         device = self.model.expert_bias_LE.device
         self.controller.to(device)
+        self.watch.to(device)
         self.idle_steps_LE, self.max_vio_history = self.idle_steps_LE.to(device), self.max_vio_history.to(device)
         self.record = RoutingRecord.load(self.record_path, last_step=self.controller.step_count, device=device)
 
@@ -56,13 +72,16 @@ class ChronovisorCallback(L.Callback):
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        observation, field = steer(self.model, self.controller)
+        bias_LE = self.model.expert_bias_LE.clone()  # what was in force during this step
+        loss = mean_loss(pl_module) if self.controller.needs_loss else None
+        observation, field = steer(self.model, self.controller, loss)
         counts_LE = observation.tokens_per_expert_LE
+        self.watch.see(observation, bias_LE)
         self.idle_steps_LE = metrics.count_idle_steps(self.idle_steps_LE, counts_LE)
         step = self.controller.step_count
         if step <= len(self.max_vio_history):
             self.max_vio_history[step - 1] = metrics.max_vio(counts_LE).mean()
-        self.record.append(step, counts_LE, field, self.controller.signals)
+        self.record.append(step, counts_LE, field, self.controller.signals, self.watch.phi_LE)
         self._last = observation, field
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -75,7 +94,15 @@ class ChronovisorCallback(L.Callback):
             return {}
         observation, field = self._last
         dead = metrics.dead_expert_frac(self.idle_steps_LE, self.controller.settings.dead_after_steps)
-        return load_metrics(observation.tokens_per_expert_LE, dead) | control_metrics(field, self.controller.signals)
+        loads = load_metrics(observation.tokens_per_expert_LE, dead)
+        if observation.dropped_LE is not None and self.model.router_settings.capacity_factor is not None:
+            loads["router/dropped_frac"] = (
+                observation.dropped_LE.sum(-1) / observation.tokens_per_expert_LE.sum(-1)
+            ).mean()
+        if "experts_per_token" in observation.readings:  # row n: tokens that n experts took
+            tokens_LE = observation.readings["experts_per_token"][..., 0]
+            loads["router/unserved_frac"] = (tokens_LE[:, 0] / tokens_LE.sum(dim=-1)).mean()
+        return loads | control_metrics(field, self.controller.signals) | self.watch.metrics
 
     def longest_idle_steps(self) -> Tensor:
         """Optimizer steps the most neglected expert has been without a token, a scalar on the device."""
@@ -85,23 +112,35 @@ class ChronovisorCallback(L.Callback):
         return {
             "controller": self.controller.state_dict(),
             "idle_steps_LE": self.idle_steps_LE,
+            "watch": self.watch.state,
             "max_vio_history": self.max_vio_history,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.controller.load_state_dict(state_dict["controller"])
         self.idle_steps_LE = state_dict["idle_steps_LE"]
+        self.watch.state = dict(state_dict["watch"])
         known = min(len(self.max_vio_history), len(state_dict["max_vio_history"]))
         self.max_vio_history[:known] = state_dict["max_vio_history"][:known]
 
 
-def steer(model: LanguageModel, controller: Chronovisor) -> tuple[Observation, Field]:
+def mean_loss(module: Any) -> Tensor:
+    """The step's cross-entropy so far, over its micro-batches and all ranks, on the device."""
+    loss = module.loss_sums["loss"] / module.micro_batches
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(loss)
+        loss /= dist.get_world_size()
+    return loss
+
+
+def steer(model: LanguageModel, controller: Chronovisor, loss: Tensor | None = None) -> tuple[Observation, Field]:
     """Sensor to field: read and clear what the model's routing did in this step, and set what it shall do in the
     next."""
-    observation = gather_and_clear(model.routing_2LE)
+    observation = gather_and_clear(model.sensor_LEC, model.probes)._replace(loss=loss)
     field = controller.tick(observation)
     model.expert_bias_LE.copy_(field.bias_LE)
     model.log_temperature_LE.copy_(field.log_temperature_LE)
+    model.settle(observation.readings)
     return observation, field
 
 

@@ -13,6 +13,10 @@ from chronomoe.chrono.clocks import ClockSettings, strike
 from chronomoe.chrono.laws import LAWS
 from chronomoe.chrono.laws.law import ChronoSettings, ControlSettings, Field, Signals, State
 from chronomoe.chrono.observation import Observation
+from chronomoe.chrono.phi import phi_probe
+from chronomoe.chrono.probes import preference
+from chronomoe.model.router import Balancer
+from chronomoe.model.sensor import Probe
 from chronomoe.settings import InputError
 
 EVERY_STEP = ClockSettings(micro_period=1, macro_period=1)
@@ -27,6 +31,31 @@ class Chronovisor:
         generator = torch.Generator().manual_seed(seed)
         self.state: State = self.law.start(num_layers, num_experts, settings, generator)
         self.signals: Signals = {}
+
+    @property
+    def measures_phi(self) -> bool:
+        """Whether experts' outputs are compared: asked for, or needed by the law."""
+        return self.settings.phi or getattr(self.settings, "coherence", None) == "phi"
+
+    def probes(self, top_k: int, dim: int) -> list[Probe]:
+        """What the model's sensor must read besides counts: for the law, and to see what its field does."""
+        watching = [] if self.settings.law == "off" else [preference(top_k)]
+        watching += [phi_probe(dim)] if self.measures_phi else []
+        return [*watching, *self.law.probes(self.settings, top_k)]
+
+    def balancer(self) -> Balancer | None:
+        """What solves each training batch's assignment, for the laws that do."""
+        return self.law.balancer(self.settings)
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether observations must carry the step's loss."""
+        return isinstance(self.settings, ControlSettings) and self.settings.knob.kind == "rule"
+
+    @property
+    def solves_evaluation(self) -> bool:
+        """Whether that solver works in evaluation too."""
+        return getattr(self.settings, "evaluation", "frozen") == "batch"
 
     def tick(self, observation: Observation) -> Field:
         """One optimizer step has been observed; returns the field for the next. Nothing here waits for a device."""

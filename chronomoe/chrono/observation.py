@@ -3,38 +3,50 @@
 The model's sensor adds integers, so the observation is the same however the step's tokens were split. Gathering it is
 one all-reduce of one small tensor, and no host waits for it.
 
-Axes: L MoE layers, E experts.
+Axes: L MoE layers, E experts, C channels of the sensor.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
 
-from chronomoe.model.moe import GATE_MASS_UNIT
+from chronomoe.model.sensor import ASSIGNMENTS, DROPPED, GATE_MASS, PLAIN_CHANNELS, UNIT, Probe
 
 
 class Observation(NamedTuple):
     tokens_per_expert_LE: Tensor
-    """int64 assignments of this step."""
+    """int64 assignments of this step, before any was dropped."""
     gate_mass_LE: Tensor
     """fp64 sum of the mixing weights given to each expert in this step."""
+    dropped_LE: Tensor | None = None
+    """int64 assignments of this step for which the expert had no room; None: not observed."""
+    readings: dict[str, Tensor] = {}  # noqa: RUF012 (never written to)
+    """Probe name -> int64 [L, E, channels], in the probe's own units."""
+    loss: Tensor | None = None
+    """The step's mean loss over micro-batches and ranks, a scalar on the device; gathered only for who asks."""
 
 
-def read_sensor(routing_2LE: Tensor) -> Observation:
-    """The observation a sensor tensor (assignments, gate mass in fixed point) stands for."""
-    return Observation(routing_2LE[0], routing_2LE[1].double() / GATE_MASS_UNIT)
+def read_sensor(sensor_LEC: Tensor, probes: Sequence[Probe] = ()) -> Observation:
+    """The observation that a sensor's totals stand for."""
+    readings, start = {}, PLAIN_CHANNELS
+    for probe in probes:
+        readings[probe.name] = sensor_LEC[..., start : start + probe.channels]
+        start += probe.channels
+    mass_LE = sensor_LEC[..., GATE_MASS].double() / UNIT
+    return Observation(sensor_LEC[..., ASSIGNMENTS], mass_LE, sensor_LEC[..., DROPPED], readings)
 
 
-def gather_and_clear(routing_2LE: Tensor) -> Observation:
+def gather_and_clear(sensor_LEC: Tensor, probes: Sequence[Probe] = ()) -> Observation:
     """Sum the sensor over all ranks and zero it for the next step. Every rank gets the same observation."""
-    total_2LE = routing_2LE.clone()
+    total_LEC = sensor_LEC.clone()
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total_2LE)
-    routing_2LE.zero_()
-    return read_sensor(total_2LE)
+        dist.all_reduce(total_LEC)
+    sensor_LEC.zero_()
+    return read_sensor(total_LEC, probes)
 
 
 def share(amount_LE: Tensor) -> Tensor:

@@ -28,8 +28,11 @@ class RoutingRecord:
         self.steps: list[int] = []
         self.rows: list[dict[str, Tensor]] = []
 
-    def append(self, step: int, tokens_per_expert_LE: Tensor, field: Field, signals: Signals) -> None:
-        """Keep step's tensors where they are (nothing is copied to the host until `save`)."""
+    def append(
+        self, step: int, tokens_per_expert_LE: Tensor, field: Field, signals: Signals, phi_LE: Tensor | None = None
+    ) -> None:
+        """Keep step's tensors where they are (nothing is copied to the host until `save`). `phi_LE` is kept where it is
+        measured, from the first step on."""
         if step % self.stride:
             return
         like_LE = field.bias_LE
@@ -40,6 +43,8 @@ class RoutingRecord:
             "coherence": signals.get("coherence_L", like_LE.new_full((len(like_LE),), float("nan"))),
         }
         row |= {name.removesuffix("_LE"): signals.get(name, torch.zeros_like(like_LE)) for name in EXPERTWISE}
+        if phi_LE is not None:
+            row["phi"] = phi_LE
         self.steps.append(step)
         self.rows.append(row)
         if len(self.steps) > CAPACITY:

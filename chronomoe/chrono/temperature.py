@@ -31,8 +31,8 @@ class TemperatureSettings:
     """Which temperature field."""
     eta: float = setting(0.01, low=0.0, high=1.0)
     """Rate of each layer's slow temperature per micro tick; 0 freezes it."""
-    eta_global: float = setting(0.005, low=0.0, high=1.0)
-    """Rate of the slow temperature shared by all layers (documented form only)."""
+    eta_global: float | None = setting(None, low=0.0, high=1.0)
+    """Rate of the slow temperature shared by all layers (documented form only); null is half of `eta`."""
     bound: float = setting(0.5, low=0.0)
     """Largest log-temperature the structural form aims at."""
 
@@ -59,8 +59,9 @@ def step(state: State, share_LE: Tensor, coherence: Tensor, ticks: Ticks, settin
         over_used_LE = (share_LE.shape[-1] * share_LE - 1.0).clamp(-1.0, 1.0)
         slow_LE = state["log_temperature_LE"].lerp(settings.bound * over_used_LE, settings.eta)
         return {"log_temperature_LE": slow_LE - slow_LE.mean(dim=-1, keepdim=True)}
+    eta_global = 0.5 * settings.eta if settings.eta_global is None else settings.eta_global
     # The shared temperature follows the fast one of the previous micro tick: published order, one tick of lag.
-    global_E = state["global_temperature_E"].lerp(state["fast_temperature_LE"].mean(dim=0), settings.eta_global)
+    global_E = state["global_temperature_E"].lerp(state["fast_temperature_LE"].mean(dim=0), eta_global)
     fast_LE = documented_fast(share_LE, coherence)
     local_LE = state["local_temperature_LE"].lerp(fast_LE, settings.eta)
     return {

@@ -25,10 +25,15 @@ DrawIds = Callable[..., Tensor]
 
 @pytest.fixture
 def steered(
-    tiny_model: Callable[..., LanguageModel], law_settings: Callable[..., ChronoSettings], tmp_path: Path
+    tiny_model: Callable[..., LanguageModel],
+    law_settings: Callable[..., ChronoSettings],
+    recorded_run: Callable[..., Path],
+    tmp_path: Path,
 ) -> MakeSteered:
     def make(law: str = "chronovisor", **overrides: object) -> tuple[LanguageModel, ChronovisorCallback]:
         model = tiny_model().train()
+        if law in ("replay", "sham"):
+            overrides["trace"] = str(recorded_run(2, 4))
         controller = Chronovisor(law_settings(law, **overrides), 2, 4)
         callback = ChronovisorCallback(controller, model, max_steps=10, record_path=tmp_path / "routing.npz")
         callback.on_train_start(None, None)
@@ -57,11 +62,11 @@ def test_a_tick_clears_the_sensor_and_writes_the_controllers_field(steered: Make
     twin = Chronovisor(callback.controller.settings, 2, 4)
     for step in range(5):
         model(draw_ids(4, 12, seed=step))
-        field = twin.tick(callback_module.gather_and_clear(model.routing_2LE.clone()))
+        field = twin.tick(callback_module.gather_and_clear(model.sensor_LEC.clone()))
         callback.on_before_optimizer_step(None, None, None)
         assert torch.equal(model.expert_bias_LE, field.bias_LE)
         assert torch.equal(model.log_temperature_LE, field.log_temperature_LE)
-        assert not model.routing_2LE.any()
+        assert not model.sensor_LEC.any()
     assert model.expert_bias_LE.any()
     assert model.log_temperature_LE.any()
 
@@ -73,7 +78,7 @@ def test_evaluation_neither_ticks_nor_counts_nor_steers(steered: MakeSteered, dr
     before = model.expert_bias_LE.clone(), callback.controller.step_count, dict(callback.controller.state)
     model.eval()
     model(draw_ids(4, 12, seed=9))
-    assert not model.routing_2LE.any()
+    assert not model.sensor_LEC.any()
     assert torch.equal(model.expert_bias_LE, before[0])
     assert callback.controller.step_count == before[1]
     assert all(torch.equal(callback.controller.state[name], tensor) for name, tensor in before[2].items())
@@ -91,7 +96,7 @@ def test_every_metric_is_in_the_table_and_a_scalar(law: str, steered: MakeSteere
 
 
 def test_metrics_of_the_full_law_fill_the_table(steered: MakeSteered, draw_ids: DrawIds) -> None:
-    _, callback = steered()
+    _, callback = steered(knob="schedule", phi=True)
     for seed in range(4):
         tick(callback, draw_ids(4, 12, seed=seed))
     assert without_layer_numbers(callback.metrics()) == keys_in_the_table()
@@ -99,9 +104,9 @@ def test_metrics_of_the_full_law_fill_the_table(steered: MakeSteered, draw_ids: 
 
 def test_max_vio_history_and_idle_steps_follow_the_counts(steered: MakeSteered, draw_ids: DrawIds) -> None:
     model, callback = steered("off")
-    model.routing_2LE[0] = torch.tensor([[8, 0, 0, 0], [4, 2, 2, 0]])
+    model.sensor_LEC[..., 0] = torch.tensor([[8, 0, 0, 0], [4, 2, 2, 0]])
     callback.on_before_optimizer_step(None, None, None)
-    model.routing_2LE[0] = torch.tensor([[2, 2, 2, 2], [4, 4, 0, 0]])
+    model.sensor_LEC[..., 0] = torch.tensor([[2, 2, 2, 2], [4, 4, 0, 0]])
     callback.on_before_optimizer_step(None, None, None)
     assert callback.max_vio_history[:2].tolist() == [2.0, 0.5]
     assert callback.max_vio_history[2:].isnan().all()

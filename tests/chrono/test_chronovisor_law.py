@@ -18,7 +18,7 @@ from torch import Tensor
 from chronomoe.chrono.clocks import ClockSettings
 from chronomoe.chrono.controller import Chronovisor
 from chronomoe.chrono.laws.chronovisor import bounded
-from chronomoe.chrono.metrics import max_vio
+from chronomoe.chrono.metrics.load import max_vio
 from chronomoe.chrono.observation import Observation
 
 MakeSettings = Callable[..., Any]

@@ -28,7 +28,7 @@ def test_clocks_strike_once_a_period_and_micro_with_every_macro(micro: int, macr
 
 
 def pressure_at(settings: Any, step: int) -> float:
-    return scheduled_pressure(torch.ones(1, 1), Ticks(step, micro=True, macro=False), settings).item()
+    return scheduled_pressure({"pressure_LE": torch.ones(1, 1)}, Ticks(step, micro=True, macro=False), settings).item()
 
 
 @pytest.mark.parametrize(

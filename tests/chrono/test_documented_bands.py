@@ -77,7 +77,7 @@ def run_closed_loop(seed: int, settings: ChronoSettings) -> dict[str, float]:
     generator, order = torch.Generator().manual_seed(seed), []
     for _ in range(STEPS):
         model(torch.randint(VOCABULARY, (1, TOKENS), generator=generator))
-        field = controller.tick(gather_and_clear(model.routing_2LE))
+        field = controller.tick(gather_and_clear(model.sensor_LEC))
         model.expert_bias_LE.copy_(field.bias_LE)
         model.log_temperature_LE.copy_(field.log_temperature_LE)
         order.append(controller.state["coherence"].item())

@@ -139,7 +139,7 @@ def written_out(
     fast, local, shared, effective = (np.ones((layers, experts)) for _ in range(4))
     last = 0.0
     for step, observation in enumerate(observations, start=1):
-        counts, mass = (tensor.numpy().astype(float) for tensor in observation)
+        counts, mass = (tensor.numpy().astype(float) for tensor in observation[:2])
         usage = DECAY * usage + (1 - DECAY) * counts
         if phases is None:
             q = mass / mass.sum(1, keepdims=True)

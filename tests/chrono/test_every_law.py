@@ -22,6 +22,7 @@ from chronomoe.chrono.observation import Observation
 MakeSettings = Callable[..., ChronoSettings]
 MakeObservations = Callable[..., list[Observation]]
 LAYERS, EXPERTS, STEPS = 3, 6, 24
+KNOBS = ("schedule", "rule")
 NO_FURTHER_CHOICES = ("law", "actuation")  # the name of the law itself, and what the model rather than the law does
 
 
@@ -43,10 +44,13 @@ def variants_of(laws: list[str]) -> list[object]:
             for heat in heats:
                 name = "-".join([law, *map(str, change.values()), f"temperature {heat}"])
                 cases.append(pytest.param(law, {"temperature": heat} | change, id=name))
+        if issubclass(LAWS[law].settings, ControlSettings):
+            cases += [pytest.param(law, {"temperature": "structural", "knob": k}, id=f"{law}-{k}") for k in KNOBS]
     return cases
 
 
 every_variant = pytest.mark.parametrize(("law", "change"), variants_of(list(LAWS)))
+OF_THE_FIELD = ["sign", "centered_sign", "proportional", "smebu", "quantile", "bip"]
 CONTROLLING = [law for law in LAWS if issubclass(LAWS[law].settings, ControlSettings)]
 
 
@@ -57,15 +61,25 @@ def start(law: str, settings: ChronoSettings) -> State:
 def run(
     law: str, settings: ChronoSettings, observations: list[Observation], state: State, ablated: str | None = None
 ) -> list[Field]:
-    """The fields of a sequence of observations; `ablated` names a state variable that is reset after every tick."""
+    """The fields of a sequence of observations; `ablated` names a state variable that is lost after every tick."""
     fields, initial = [], dict(state)
     for step, observation in enumerate(observations, start=1):
         ticks = strike(step, Chronovisor(settings, LAYERS, EXPERTS).clocks)
         state, field, _ = LAWS[law].step(state, observation, ticks, settings)
         if ablated is not None:
-            state = state | {ablated: initial[ablated]}
+            state = state | {ablated: torch.zeros_like(initial[ablated])}
         fields.append(field)
     return fields
+
+
+def tensors_of(observation: Observation) -> list[Tensor]:
+    return [*observation[:3], *observation.readings.values(), observation.loss]
+
+
+def rename(observation: Observation, order_E: Tensor) -> Observation:
+    """The same observation with the experts in another order."""
+    readings = {name: reading_LEC[:, order_E] for name, reading_LEC in observation.readings.items()}
+    return Observation(*(values_LE[:, order_E] for values_LE in observation[:3]), readings, observation.loss)
 
 
 def largest_difference(ours: list[Field], theirs: list[Field]) -> float:
@@ -110,13 +124,13 @@ def test_a_step_changes_neither_its_state_nor_its_observation(
     state = start(law, settings)
     for step, observation in enumerate(random_observations(8), start=1):
         copies = {name: tensor.clone() for name, tensor in state.items()}
-        seen = [tensor.clone() for tensor in observation]
+        seen = [tensor.clone() for tensor in tensors_of(observation)]
         after, _, _ = LAWS[law].step(
             state, observation, strike(step, Chronovisor(settings, LAYERS, EXPERTS).clocks), settings
         )
         assert copies.keys() == state.keys() == after.keys()
         assert all(torch.equal(state[name], copy) for name, copy in copies.items())
-        assert all(torch.equal(tensor, copy) for tensor, copy in zip(observation, seen, strict=True))
+        assert all(torch.equal(tensor, copy) for tensor, copy in zip(tensors_of(observation), seen, strict=True))
         assert all(after[name].dtype == copy.dtype for name, copy in copies.items())
         state = after
 
@@ -151,9 +165,31 @@ def test_renaming_the_experts_renames_the_field(
     order_E = torch.tensor([4, 2, 0, 5, 1, 3])
     initial = start(law, settings)
     renamed = {name: tensor[..., order_E] if name.endswith("E") else tensor for name, tensor in initial.items()}
-    seen = [Observation(*(tensor[:, order_E] for tensor in observation)) for observation in observations]
+    seen = [rename(observation, order_E) for observation in observations]
     expected = [Field(*(values[:, order_E] for values in field)) for field in run(law, settings, observations, initial)]
     assert largest_difference(run(law, settings, seen, renamed), expected) < 1e-5
+
+
+@pytest.mark.parametrize("law", OF_THE_FIELD)
+def test_a_less_used_expert_never_gets_less_bias(
+    law: str, law_settings: MakeSettings, random_observations: MakeObservations
+) -> None:
+    for seed in range(20):
+        (observation,) = random_observations(1, seed=seed)
+        bias_LE = Chronovisor(law_settings(law), LAYERS, EXPERTS).tick(observation).bias_LE
+        ordered_LE = bias_LE.gather(1, observation.tokens_per_expert_LE.argsort(dim=-1))
+        assert ordered_LE.diff(dim=-1).le(1e-6).all()
+        assert (ordered_LE[:, 0] > ordered_LE[:, -1]).all()
+
+
+@pytest.mark.parametrize("law", [*OF_THE_FIELD, *CONTROLLING])
+def test_a_fair_load_leaves_the_field_neutral(
+    law: str, law_settings: MakeSettings, observe: Callable[[Tensor], Observation]
+) -> None:
+    controller = Chronovisor(law_settings(law), LAYERS, EXPERTS)
+    for _ in range(8):
+        field = controller.tick(observe(torch.full((LAYERS, EXPERTS), 40)))
+        assert field.bias_LE.abs().max() < 1e-3  # a histogram's bins are 0.002 wide
 
 
 @pytest.mark.parametrize("law", CONTROLLING)

@@ -16,13 +16,15 @@ from torch import Tensor
 
 from chronomoe.chrono.observation import gather_and_clear, remember, share
 from chronomoe.model.lm import LanguageModel
-from chronomoe.model.moe import GATE_MASS_UNIT
+from chronomoe.model.sensor import UNIT
 
 samples = st.lists(st.lists(st.integers(0, 500), min_size=4, max_size=4).filter(any), min_size=1, max_size=12)
 
 
 def test_gathering_returns_the_reading_and_zeroes_the_sensor() -> None:
-    sensor = torch.stack((torch.arange(6).view(2, 3), torch.arange(6).view(2, 3) * GATE_MASS_UNIT // 2))
+    sensor = torch.stack(
+        (torch.arange(6).view(2, 3), torch.arange(6).view(2, 3) * UNIT // 2, torch.zeros(2, 3)), dim=-1
+    ).long()
     observation = gather_and_clear(sensor)
     assert observation.tokens_per_expert_LE.tolist() == [[0, 1, 2], [3, 4, 5]]
     assert observation.gate_mass_LE.tolist() == [[0.0, 0.5, 1.0], [1.5, 2.0, 2.5]]
@@ -39,7 +41,7 @@ def test_an_observation_is_the_same_however_the_step_is_split(
     for size in (8, micro_batch):
         for part_BS in ids_BS.split(size):
             model(part_BS)
-        observations.append(gather_and_clear(model.routing_2LE))
+        observations.append(gather_and_clear(model.sensor_LEC))
     whole, split = observations
     assert torch.equal(split.tokens_per_expert_LE, whole.tokens_per_expert_LE)
     assert torch.equal(split.gate_mass_LE, whole.gate_mass_LE)
@@ -49,7 +51,7 @@ def observe_as_rank(rank: int, store: Path, readings: Tensor, results: Queue) ->
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     sensor = readings[rank].clone()
     observation = gather_and_clear(sensor)
-    results.put([tensor.tolist() for tensor in observation] + [bool(sensor.any())])
+    results.put([tensor.tolist() for tensor in observation[:3]] + [bool(sensor.any())])
     dist.destroy_process_group()
 
 
@@ -67,7 +69,7 @@ def test_two_ranks_with_different_data_observe_the_same_sum(tmp_path: Path) -> N
     for rank in ranks:
         rank.join(timeout=60)
     alone = gather_and_clear(readings.sum(dim=0))
-    assert first == second == [*(tensor.tolist() for tensor in alone), False]
+    assert first == second == [*(tensor.tolist() for tensor in alone[:3]), False]
 
 
 def test_shares_sum_to_one_and_an_idle_layer_reads_the_fair_share() -> None:

@@ -20,10 +20,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chronomoe.chrono import temperature
+from chronomoe.chrono import knob, phi, temperature
 from chronomoe.chrono.clocks import Ticks
 from chronomoe.chrono.coherence import MEASURES
-from chronomoe.chrono.laws.law import ControlSettings, Field, Law, Signals, State, neutral, scheduled_pressure
+from chronomoe.chrono.laws.law import (
+    ControlSettings,
+    Field,
+    Law,
+    Signals,
+    State,
+    knob_signal,
+    neutral,
+    scheduled_pressure,
+    turned_temperature,
+)
 from chronomoe.chrono.observation import Observation, remember, share
 from chronomoe.settings import setting
 
@@ -41,8 +51,8 @@ class ChronovisorSettings(ControlSettings):
     """Largest absolute lens, in logits (anti-windup)."""
     lens: str = setting("per_layer", choices=["per_layer", "global"])
     """One lens for each layer, or one for all, fed by their mean error."""
-    coherence: str = setting("entropy", choices=list(MEASURES))
-    """What opens the gate of the lens when it rises."""
+    coherence: str = setting("entropy", choices=[*MEASURES, "phi"])
+    """What opens the gate of the lens when it rises: a measure of the load, or the layer's mean excess phi."""
 
 
 def start(num_layers: int, num_experts: int, settings: ChronovisorSettings, generator: torch.Generator) -> State:
@@ -52,7 +62,7 @@ def start(num_layers: int, num_experts: int, settings: ChronovisorSettings, gene
     state |= {"coherence_L": torch.zeros(num_layers), "change_power_L": torch.zeros(num_layers)}
     if settings.coherence == "stability":
         state["previous_share_LE"] = torch.full(shape, 1.0 / num_experts)
-    return state | temperature.start(num_layers, num_experts, settings.temperature)
+    return state | knob.start(settings.knob) | temperature.start(num_layers, num_experts, settings.temperature)
 
 
 def bounded(lens_LE: Tensor, bound: float) -> Tensor:
@@ -62,15 +72,22 @@ def bounded(lens_LE: Tensor, bound: float) -> Tensor:
     return centred_LE * (bound / largest_L1.clamp(min=1e-12)).clamp(max=1.0)
 
 
+def measure(state: State, share_LE: Tensor, observation: Observation, settings: ChronovisorSettings) -> Tensor:
+    """The layers' coherence now, [L]; an unread phi leaves it where it was."""
+    if settings.coherence != "phi":
+        return MEASURES[settings.coherence](share_LE, state.get("previous_share_LE", share_LE))
+    phi_L = phi.decode(observation.readings["phi"]).excess_LE.nanmean(dim=-1)
+    return phi_L.where(phi_L.isfinite(), state["coherence_L"])
+
+
 def open_gate(
-    state: State, share_LE: Tensor, reading: int, settings: ChronovisorSettings
+    state: State, share_LE: Tensor, now_L: Tensor, reading: int, settings: ChronovisorSettings
 ) -> tuple[State, Tensor, Tensor]:
     """State after the macro tick's `reading` (from 1) of coherence, its change [L], and the gate in (0, 1) [L].
 
     The first reading has nothing to differ from: its change is 0 and its gate half open. The mean square is
     bias-corrected for the changes seen, so the first one counts as usual and not as a shock.
     """
-    now_L = MEASURES[settings.coherence](share_LE, state.get("previous_share_LE", share_LE))
     change_L = now_L - state["coherence_L"] if reading > 1 else torch.zeros_like(now_L)
     power_L = CHANGE_MEMORY * state["change_power_L"] + (1.0 - CHANGE_MEMORY) * change_L.square()
     seen = 1.0 - CHANGE_MEMORY ** max(1, reading - 1)
@@ -90,7 +107,7 @@ def integrate(lens_LE: Tensor, error_LE: Tensor, gate_L: Tensor, settings: Chron
 def step(
     state: State, observation: Observation, ticks: Ticks, settings: ChronovisorSettings
 ) -> tuple[State, Field, Signals]:
-    state = dict(state)
+    state = state | knob.step(state, observation, ticks, settings.knob)
     state["memory_LE"] = remember(state["memory_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
     share_LE = share(state["memory_LE"])
     clipped_LE = (1.0 - share_LE.shape[-1] * share_LE).clamp(-1.0, 1.0)
@@ -101,7 +118,8 @@ def step(
         state["pressure_LE"] = error_LE
     if ticks.macro:
         reading = ticks.step // settings.clocks.macro_period
-        read, change_L, gate_L = open_gate(state, share_LE, reading, settings)
+        now_L = measure(state, share_LE, observation, settings)
+        read, change_L, gate_L = open_gate(state, share_LE, now_L, reading, settings)
         state |= read
         signals = {"coherence_L": read["coherence_L"], "coherence_change_L": change_L, "gate_L": gate_L}
         if active:
@@ -109,9 +127,9 @@ def step(
     if active:
         coherence = state["coherence_L"].mean().clamp(0.0, 1.0)  # alignment may be negative, heat may not
         state |= temperature.step(state, share_LE, coherence, ticks, settings.temperature)
-    pressure_LE = scheduled_pressure(state["pressure_LE"], ticks, settings)
-    field = Field(pressure_LE + state["lens_LE"], temperature.log_temperature(state, share_LE))
-    signals |= {"pressure_LE": pressure_LE, "lens_LE": state["lens_LE"]}
+    pressure_LE = scheduled_pressure(state, ticks, settings)
+    field = Field(pressure_LE + state["lens_LE"], turned_temperature(state, share_LE, ticks, settings))
+    signals |= {"pressure_LE": pressure_LE, "lens_LE": state["lens_LE"]} | knob_signal(state, ticks, settings)
     return state, field if active else neutral(share_LE), signals
 
 

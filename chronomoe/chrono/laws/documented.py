@@ -19,9 +19,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from chronomoe.chrono import coherence, temperature
+from chronomoe.chrono import coherence, knob, temperature
 from chronomoe.chrono.clocks import Ticks
-from chronomoe.chrono.laws.law import ControlSettings, Field, Law, Signals, State, neutral, scheduled_pressure
+from chronomoe.chrono.laws.law import (
+    ControlSettings,
+    Field,
+    Law,
+    Signals,
+    State,
+    knob_signal,
+    neutral,
+    scheduled_pressure,
+    turned_temperature,
+)
 from chronomoe.chrono.observation import Observation, remember, share
 from chronomoe.settings import setting
 
@@ -43,7 +53,7 @@ def start(num_layers: int, num_experts: int, settings: DocumentedSettings, gener
     state |= {"pressure_LE": torch.zeros(shape), "lens_LE": torch.zeros(shape)}
     if settings.coherence == "phase":
         state["phase_LE"] = 2 * math.pi * torch.rand(shape, generator=generator)
-    return state | temperature.start(num_layers, num_experts, settings.temperature)
+    return state | knob.start(settings.knob) | temperature.start(num_layers, num_experts, settings.temperature)
 
 
 def measure_coherence(state: State, observation: Observation) -> tuple[Tensor, State]:
@@ -62,7 +72,7 @@ def step(
     now, phases = measure_coherence(state, observation)
     change = now - state["coherence"]
     gate = torch.sigmoid(GATE_SLOPE * change)
-    state = state | phases | {"coherence": now}
+    state = state | knob.step(state, observation, ticks, settings.knob) | phases | {"coherence": now}
     state["memory_LE"] = remember(state["memory_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
     share_LE = share(state["memory_LE"])
     state |= temperature.step(state, share_LE, now, ticks, settings.temperature)
@@ -70,12 +80,13 @@ def step(
         state["pressure_LE"] = (2.0 * (1.0 / share_LE.shape[-1] - share_LE)).clamp(-1.0, 1.0)
     if ticks.macro:
         state["lens_LE"] = state["lens_LE"] + settings.gamma * gate * state["pressure_LE"]
-    log_temperature_LE = temperature.log_temperature(state, share_LE)
-    pressure_LE = scheduled_pressure(state["pressure_LE"], ticks, settings) / log_temperature_LE.exp()
+    log_temperature_LE = turned_temperature(state, share_LE, ticks, settings)
+    pressure_LE = scheduled_pressure(state, ticks, settings) / log_temperature_LE.exp()
     field = Field(pressure_LE, log_temperature_LE) if ticks.step > settings.start_step else neutral(share_LE)
     per_layer = share_LE.new_ones(share_LE.shape[0])
     signals = {"pressure_LE": field.bias_LE, "lens_LE": state["lens_LE"], "coherence_L": now * per_layer}
-    return state, field, signals | {"coherence_change_L": change * per_layer, "gate_L": gate * per_layer}
+    signals |= {"coherence_change_L": change * per_layer, "gate_L": gate * per_layer}
+    return state, field, signals | knob_signal(state, ticks, settings)
 
 
 # The published lens, and the coherence whose change opens its gate, reach no router.

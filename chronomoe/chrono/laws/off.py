@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from chronomoe.chrono import coherence
 from chronomoe.chrono.clocks import Ticks
-from chronomoe.chrono.laws.law import ChronoSettings, Field, Law, Signals, State, neutral
-from chronomoe.chrono.observation import Observation, share
+from chronomoe.chrono.laws.law import ChronoSettings, Field, Law, Signals, State, load_coherence, neutral
+from chronomoe.chrono.observation import Observation
 
 
 def start(num_layers: int, num_experts: int, settings: ChronoSettings, generator: torch.Generator) -> State:
@@ -17,8 +16,7 @@ def start(num_layers: int, num_experts: int, settings: ChronoSettings, generator
 def step(
     state: State, observation: Observation, ticks: Ticks, settings: ChronoSettings
 ) -> tuple[State, Field, Signals]:
-    share_LE = share(observation.tokens_per_expert_LE)
-    return state, neutral(share_LE), {"coherence_L": coherence.entropy(share_LE, share_LE)}
+    return state, neutral(observation.tokens_per_expert_LE.float()), load_coherence(observation)
 
 
 LAW = Law(ChronoSettings, start, step)

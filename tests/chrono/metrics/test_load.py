@@ -11,7 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from chronomoe.chrono.metrics import count_idle_steps, dead_expert_frac, load_cv, load_entropy, max_vio, min_vio
+from chronomoe.chrono.metrics.load import (
+    avg_max_vio,
+    count_assignments,
+    count_idle_steps,
+    dead_expert_frac,
+    dead_window_tokens,
+    gate_mass_share,
+    load_cv,
+    load_entropy,
+    max_vio,
+    min_vio,
+    sup_max_vio,
+    unused_expert_frac,
+)
 
 counts = st.lists(st.integers(0, 1000), min_size=6, max_size=6).filter(any)
 
@@ -93,12 +106,6 @@ def test_a_random_router_reads_the_published_floors(
     assert 1 - load_entropy(loads).mean().item() == pytest.approx(missing, rel=0.2)
 
 
-def test_max_vio_of_the_sum_never_exceeds_the_mean_of_the_batches() -> None:
-    generator = torch.Generator().manual_seed(0)
-    batches = torch.stack([route_at_random(8, 2, 32, generator) for _ in range(20)])
-    assert max_vio(batches.sum(dim=0)) <= max_vio(batches.flatten(0, 1)).mean()
-
-
 def test_an_expert_is_dead_after_its_limit_of_idle_steps_and_alive_with_its_next_token() -> None:
     idle_LE = torch.zeros(1, 4, dtype=torch.int64)
     dead = []
@@ -107,3 +114,65 @@ def test_an_expert_is_dead_after_its_limit_of_idle_steps_and_alive_with_its_next
         dead.append(dead_expert_frac(idle_LE, dead_after_steps=3).item())
     assert idle_LE.tolist() == [[0, 1, 3, 4]]
     assert dead == [0.0, 0.0, 0.25, 0.25, 0.5]
+
+
+@given(steps=st.lists(counts, min_size=1, max_size=6))
+def test_average_and_supremum_over_steps_are_taken_after_the_maximum(steps: list[list[int]]) -> None:
+    by_hand = [BY_HAND[max_vio](step) for step in steps]
+    history_NLE = torch.tensor(steps)[:, None]
+    assert avg_max_vio(history_NLE).item() == pytest.approx(mean(by_hand), rel=1e-4, abs=1e-5)
+    assert sup_max_vio(history_NLE).item() == pytest.approx(max(by_hand), rel=1e-4, abs=1e-5)
+
+
+def test_steps_without_tokens_are_left_out_of_a_history() -> None:
+    history_NLE = torch.tensor([[[3, 1], [0, 0]], [[0, 0], [0, 0]], [[2, 2], [0, 0]]])
+    assert avg_max_vio(history_NLE)[0] == 0.25
+    assert sup_max_vio(history_NLE)[0] == 0.5
+    assert avg_max_vio(history_NLE)[1].isnan()
+    assert sup_max_vio(history_NLE)[1].isnan()
+
+
+@given(seed=st.integers(0, 99), num_batches=st.integers(1, 10), tokens=st.integers(1, 50), sharpness=st.floats(0, 3))
+def test_max_vio_of_an_evaluation_never_exceeds_the_mean_of_its_equal_batches(
+    seed: int, num_batches: int, tokens: int, sharpness: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    favourites_E = torch.randn(6, generator=generator) * sharpness
+    noise_NTE = torch.randn(num_batches, tokens, 6, generator=generator)
+    ids_NTK = (favourites_E + noise_NTE).topk(2, dim=-1).indices
+    batches_NLE = torch.stack([count_assignments(ids_TK, 6)[None] for ids_TK in ids_NTK])
+    assert max_vio(batches_NLE.sum(dim=0)) <= avg_max_vio(batches_NLE) + 1e-5
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(8, 2), (64, 8), (64, 1), (2, 1), (4, 4)])
+def test_the_window_for_dead_experts_is_the_shortest_that_chance_does_not_fill(num_experts: int, top_k: int) -> None:
+    def false_alarm(window: int) -> float:
+        return num_experts * (1 - top_k / num_experts) ** window
+
+    window = dead_window_tokens(num_experts, top_k)
+    assert false_alarm(window) < 1e-6 <= false_alarm(window - 1)
+
+
+def test_an_unused_expert_is_dead_only_if_the_window_is_long_enough_to_tell() -> None:
+    window = dead_window_tokens(4, 2)  # 22 tokens of 2 picks
+    for tokens in (window, window + 10):
+        counts_LE = torch.tensor([[tokens, tokens, 0, 0], [2 * tokens - 2, 1, 1, 0]])
+        assert unused_expert_frac(counts_LE, tokens).tolist() == [0.5, 0.25]
+        assert unused_expert_frac(counts_LE, torch.tensor(tokens)).tolist() == [0.5, 0.25]
+    assert unused_expert_frac(torch.tensor([[window - 1, window - 1, 0, 0]]), window - 1).isnan()
+    assert unused_expert_frac(torch.zeros(1, 4, dtype=torch.int64), 0).isnan()
+
+
+def test_assignments_and_gate_mass_are_two_readings() -> None:
+    ids_TK = torch.tensor([[0, 1], [0, 2], [3, 1]])
+    weights_TK = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.5, 0.5]])
+    assert count_assignments(ids_TK, 5).tolist() == [2, 2, 1, 1, 0]
+    mass = gate_mass_share(ids_TK, weights_TK, 5)
+    torch.testing.assert_close(mass, torch.tensor([1.7, 0.6, 0.2, 0.5, 0.0]).double() / 3, rtol=1e-6, atol=1e-7)
+    real_T = torch.tensor([True, False, True])
+    assert count_assignments(ids_TK, 5, real_T).tolist() == [1, 2, 0, 1, 0]
+    assigned_TK = torch.tensor([[True, False], [True, True], [False, False]])
+    assert count_assignments(ids_TK, 5, assigned_TK=assigned_TK).tolist() == [2, 0, 1, 0, 0]
+    assert count_assignments(ids_TK, 5, real_T, assigned_TK).tolist() == [1, 0, 0, 0, 0]
+    mass = gate_mass_share(ids_TK, weights_TK, 5, real_T)
+    torch.testing.assert_close(mass, torch.tensor([0.9, 0.6, 0.0, 0.5, 0.0]).double() / 2, rtol=1e-6, atol=1e-7)
