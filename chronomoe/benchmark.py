@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from chronomoe.chrono.callback import control_metrics, load_metrics, steer
 from chronomoe.chrono.controller import Chronovisor
-from chronomoe.chrono.metrics import count_idle_steps, dead_expert_frac
+from chronomoe.chrono.metrics.load import count_idle_steps, dead_expert_frac
 from chronomoe.config import TrainConfig, compose_config
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.model.lm import LanguageModel
@@ -173,7 +173,7 @@ def gemm_limit(dtype: torch.dtype, device: torch.device) -> float:
 def flop_per_token(model: LanguageModel, config: TrainConfig, seq_len: int) -> int:
     settings = config.model
     embeddings = settings.vocab_size * settings.dim * (1 if settings.tie_embeddings else 2)
-    inner = measure(model, config.router.top_k).active - embeddings
+    inner = measure(model, config.router.experts_per_token).active - embeddings
     head, attention = settings.dim * settings.vocab_size, settings.num_layers * seq_len * settings.dim
     return 3 * (2 * inner + 2 * head + 2 * attention)
 

@@ -84,13 +84,13 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     hardware = choose_hardware(config.trainer)
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router)
-    size = measure(model, config.router.top_k)
+    size = measure(model, config.router.experts_per_token)
     check_memory(size, config.trainer, hardware)
+    controller = None
+    if not config.model.dense:  # also reads what the law starts from, such as another run's record
+        controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)
     if config.ckpt_path is not None:
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-        controller = None
-        if not config.model.dense:
-            controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)
         check_resumable(Path(config.ckpt_path), shapes, controller, config.trainer.max_steps)
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)
     if config.ckpt_path is not None:

@@ -7,6 +7,7 @@
 | val_loss, val_perplexity, unigram_perplexity | of the last evaluation; the context-free model's on the same tokens |
 | max_vio_early, max_vio_late | MaxVio per step, mean over layers: over the first third, and over the last 50 steps |
 | load_entropy, dead_expert_frac | at the last logged step |
+| val_max_vio, val_load_entropy, val_token_entropy, expert_information, val_dead_expert_frac | routing of the last evaluation |
 | tokens_per_sec, wall_seconds | evaluation left out; from the start of the run, the corpus being ready, to its end |
 | num_params, num_active_params | stored, and acting on one token |
 | config_hash, versions, git_revision | what was run |
@@ -37,7 +38,8 @@ from chronomoe.settings import InputError, RunFailed
 LATE_STEPS = 50
 MEASURED = (
     *("steps", "tokens", "val_loss", "val_perplexity", "unigram_perplexity", "max_vio_early", "max_vio_late"),
-    *("load_entropy", "dead_expert_frac", "tokens_per_sec"),
+    *("load_entropy", "dead_expert_frac", "val_max_vio", "val_load_entropy", "val_token_entropy"),
+    *("expert_information", "val_dead_expert_frac", "tokens_per_sec"),
 )
 """What only a finished run can say; null in the summary of any other."""
 
@@ -60,6 +62,11 @@ def finished_summary(config: TrainConfig, parts: Parts, corpus: PackedCorpus, wa
         "max_vio_late": late,
         "load_entropy": latest.get("router/load_entropy"),
         "dead_expert_frac": latest.get("router/dead_expert_frac"),
+        "val_max_vio": latest.get("val/max_vio"),
+        "val_load_entropy": latest.get("val/load_entropy"),
+        "val_token_entropy": latest.get("val/token_entropy"),
+        "expert_information": latest.get("val/expert_information"),
+        "val_dead_expert_frac": latest.get("val/dead_expert_frac"),
         "tokens_per_sec": telemetry.training_steps * tokens_per_step / seconds if seconds else None,
         "wall_seconds": wall_seconds,
     }

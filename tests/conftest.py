@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -58,5 +60,19 @@ def draw_ids() -> Callable[..., torch.Tensor]:
 
     def make(batch: int, length: int, seed: int = 1) -> torch.Tensor:
         return torch.randint(32, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """recorded_run(layers=3, experts=6): a folder with the record of ten steps of a wandering centred field."""
+
+    def make(layers: int = 3, experts: int = 6) -> Path:
+        folder, rng = tmp_path_factory.mktemp("recorded"), np.random.default_rng(0)
+        bias_NLE, heat_NLE = rng.standard_normal((2, 10, layers, experts)).cumsum(axis=1).astype(np.float32)
+        bias_NLE -= bias_NLE.mean(axis=-1, keepdims=True)
+        np.savez(folder / "routing.npz", step=np.arange(1, 11), bias=bias_NLE, log_temperature=0.1 * heat_NLE)
+        return folder
 
     return make

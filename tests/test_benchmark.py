@@ -51,4 +51,4 @@ def test_a_controlled_step_moves_the_field_and_clears_the_sensor() -> None:
     model(torch.randint(config.model.vocab_size, (1, 16)))
     step()
     assert model.expert_bias_LE.abs().max() > 0
-    assert not model.routing_2LE.any()
+    assert not model.sensor_LEC.any()

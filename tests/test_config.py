@@ -18,7 +18,7 @@ from training_runs import PROJECT
 
 from chronomoe.chrono.controller import Chronovisor
 from chronomoe.chrono.laws import LAWS
-from chronomoe.config import SCHEMAS, config_hash, load_config, parse, walk
+from chronomoe.config import SCHEMAS, SOURCE_OF_KEY, config_hash, load_config, parse, walk
 from chronomoe.model.lm import LanguageModel
 from chronomoe.model.sizing import size_of
 from chronomoe.settings import InputError
@@ -32,13 +32,23 @@ Compose = Callable[..., Any]
 
 def overrides_of(option: Path) -> list[str]:
     """What selects a file of configs/, with what it cannot do without."""
-    needs = {"data/text": ["data.path=my.txt"], "data/huggingface": ["data.name=some/set"]}
+    needs = {
+        "data/text": ["data.path=my.txt"],
+        "data/huggingface": ["data.name=some/set"],
+        "router/expert_choice": ["chrono=off"],
+        "chrono/replay": ["chrono.trace=earlier"],
+        "chrono/sham": ["chrono.trace=earlier"],
+    }
     return [f"{option.parent}={option.name}", *needs.get(str(option), [])]
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
-def test_every_option_composes_parses_and_builds(compose: Compose, option: Path) -> None:
+def test_every_option_composes_parses_and_builds(
+    compose: Compose, option: Path, recorded_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     config = parse(compose(*overrides_of(option)))
+    (tmp_path / "earlier").symlink_to(recorded_run(config.model.num_layers, config.model.num_experts))
+    monkeypatch.chdir(tmp_path)
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router, config.chrono.actuation)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
@@ -82,7 +92,7 @@ def test_every_option_starts_from_the_schema_of_its_group(option: Path) -> None:
 
 def test_every_law_has_a_file_named_after_it(compose: Compose) -> None:
     for law in LAWS:
-        assert parse(compose(f"chrono={law}")).chrono.law == law
+        assert parse(compose(*overrides_of(Path("chrono") / law))).chrono.law == law
 
 
 @pytest.mark.parametrize("schema", [*SCHEMAS.values(), *(law.settings for law in LAWS.values())])
@@ -135,4 +145,5 @@ def test_ranges_include_their_ends(compose: Compose) -> None:
                 and limit is not None
                 and key not in {"optim.warmup_frac", "chrono.half_life_steps"}
             ):
-                parse(compose(f"{key}={limit}"))
+                source = SOURCE_OF_KEY.get(key.removeprefix("data."))
+                parse(compose(f"{key}={limit}", *([f"data={source}"] if source else [])))

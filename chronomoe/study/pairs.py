@@ -14,9 +14,19 @@ import numpy as np
 from chronomoe.settings import InputError
 from chronomoe.study.run import Run
 
-METRICS = ("val_loss", "max_vio_early", "max_vio_late", "load_entropy", "dead_expert_frac", "tokens_per_sec")
+METRICS = (
+    "val_loss",
+    "max_vio_early",
+    "max_vio_late",
+    "val_max_vio",
+    "expert_information",
+    "load_entropy",
+    "dead_expert_frac",
+    "tokens_per_sec",
+)
+UNNAMED = ("seed", "ckpt_path", "chrono.trace")
 RESAMPLES = 10_000
-HIGHER_IS_BETTER = ("load_entropy", "tokens_per_sec")
+HIGHER_IS_BETTER = ("expert_information", "load_entropy", "tokens_per_sec")
 ENOUGH_PAIRS = 5
 
 
@@ -42,15 +52,22 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def name_arms(runs: Sequence[Run]) -> dict[str, dict[int, Run]]:
-    """arm -> seed -> run. An arm is named by the law, or else by what sets it apart from the others of its law.
+    """arm -> seed -> run. An arm is named by its law and by what sets it apart from the others of that law, unless that
+    is how the plant is under every other law (`off` beside `off router.load_balancing_weight=0.01`).
+
+    Where a run's control was recorded (`chrono.trace`) is no part of a name, for every seed has its own.
 
     Raises InputError if two runs of one arm have one seed: they would count twice.
     """
-    settings = [{k: v for k, v in flatten(run.config).items() if k not in ("seed", "ckpt_path")} for run in runs]
-    same_law = [[other for other in settings if other["chrono.law"] == mine["chrono.law"]] for mine in settings]
+    settings = [{k: v for k, v in flatten(run.config).items() if k not in UNNAMED} for run in runs]
     arms: dict[str, dict[int, Run]] = {}
-    for run, mine, others in zip(runs, settings, same_law, strict=True):
-        apart = sorted(key for key in mine if any(other.get(key) != mine[key] for other in others))
+    for run, mine in zip(runs, settings, strict=True):
+        of_law = [other for other in settings if other["chrono.law"] == mine["chrono.law"]]
+        elsewhere = [other for other in settings if other["chrono.law"] != mine["chrono.law"]]
+        varied = (key for key in mine if any(other.get(key) != mine[key] for other in of_law))
+        plant = {key for key in mine if not key.startswith("chrono.")}
+        usual = {key for key in plant if elsewhere and all(other.get(key) == mine[key] for other in elsewhere)}
+        apart = sorted(key for key in varied if key not in usual)
         name = " ".join([mine["chrono.law"], *(f"{key}={mine[key]}" for key in apart)])
         seed = run.config["seed"]
         if seed in arms.setdefault(name, {}):

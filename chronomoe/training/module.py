@@ -1,37 +1,64 @@
 """The Lightning side of the model: losses of a step and of an evaluation, optimizer, sharding.
 
+Whatever is random in a forward pass (a router's jitter) is drawn from a seed that follows from the run's seed and the
+micro-batch's place in the run, so a resumed run draws what the uninterrupted one draws.
+
 Axes: B batch, S sequence, V vocabulary.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
 
-from chronomoe.model.lm import LanguageModel, number_documents
+from chronomoe.chrono.metrics import confidence
+from chronomoe.chrono.metrics.confidence import Tally
+from chronomoe.model.lm import LanguageModel, Output, number_documents
+from chronomoe.model.settings import RouterSettings
 from chronomoe.training.optimizer import build_optimizer, lr_factor
+from chronomoe.training.probe_batch import ProbeBatch
+from chronomoe.training.routing_losses import RoutingLosses
 from chronomoe.training.settings import OptimSettings, TrainerSettings
 
 Batch = dict[str, Tensor]
 
 
+def next_token_loss(output: Output, batch: Batch) -> Tensor:
+    """Mean cross-entropy in nats per token."""
+    return cross_entropy(output.logits_BSV.flatten(0, 1).float(), batch["targets"].flatten())
+
+
 class LanguageModule(L.LightningModule):
-    """`loss_sum` and `micro_batches` gather one optimizer step's training loss on the device; Telemetry clears them."""
+    """`loss_sums` and `micro_batches` gather one optimizer step's losses on the device; Telemetry clears them."""
 
     def __init__(
-        self, model: LanguageModel, optim: OptimSettings, trainer: TrainerSettings, *, end_of_document: int
+        self,
+        model: LanguageModel,
+        router: RouterSettings,
+        optim: OptimSettings,
+        trainer: TrainerSettings,
+        *,
+        seed: int,
+        end_of_document: int,
     ) -> None:
         super().__init__()
         self.model, self.optim_settings, self.trainer_settings = model, optim, trainer
-        self.end_of_document = end_of_document
+        self.seed, self.end_of_document = seed, end_of_document
+        self.routing_losses = RoutingLosses(model, router)
+        self.gate = router.gate
         self.gradient_norm: Tensor | None = None
-        self.loss_sum, self.micro_batches = torch.zeros(()), 0
+        self.loss_sums: dict[str, Tensor] = {}
+        self.micro_batches = 0
         self.val_loss_sum, self.val_tokens = torch.zeros(()), 0
+        self.val_tally: Tally | None = None
+        self.probe_batch, self.val_churn = ProbeBatch(model), dict[str, Tensor]()
 
     def configure_model(self) -> None:
         if self.trainer_settings.strategy != "fsdp" or hasattr(self.model, "set_requires_gradient_sync"):
@@ -46,31 +73,72 @@ class LanguageModule(L.LightningModule):
             self.model.to_empty(device=self.device)
             self.model.reset_parameters()
 
-    def next_token_loss(self, batch: Batch) -> Tensor:
-        """Mean cross-entropy in nats per token."""
-        ids_BS = batch["input_ids"]
-        document_BS = number_documents(ids_BS, self.end_of_document) if self.model.settings.document_mask else None
-        logits_BSV = self.model(ids_BS, document_BS=document_BS).logits_BSV
-        return cross_entropy(logits_BSV.flatten(0, 1).float(), batch["targets"].flatten())
+    def forward(self, input_ids_BS: Tensor) -> Output:
+        masks = self.model.settings.document_mask
+        document_BS = number_documents(input_ids_BS, self.end_of_document) if masks else None
+        return self.model(input_ids_BS, document_BS=document_BS)
+
+    def training_forward(self, input_ids_BS: Tensor, micro_batch: int) -> Output:
+        """`micro_batch` counts within the optimizer step."""
+        place = self.trainer.global_step * self.trainer_settings.accumulate_grad_batches + micro_batch
+        torch.manual_seed(hash((self.seed, place, self.global_rank)))
+        return self(input_ids_BS)
+
+    def look_ahead(self) -> None:
+        """Let the routing losses see the loads of the whole optimizer step before its first micro-batch."""
+        batches = self.trainer.datamodule.micro_batches(self.trainer.global_step)  # type: ignore[attr-defined]
+        ids = (batch["input_ids"].to(self.device) for batch in batches)
+        self.routing_losses.look_ahead(
+            partial(self.training_forward, ids_BS, micro_batch) for micro_batch, ids_BS in enumerate(ids)
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = self.next_token_loss(batch)
-        self.loss_sum = self.loss_sum.to(loss.device) + loss.detach()
+        alone = self.trainer_settings.accumulate_grad_batches == 1
+        if self.routing_losses.looks_ahead and not alone and self.micro_batches == 0:
+            self.look_ahead()
+        output = self.training_forward(batch["input_ids"], self.micro_batches)
+        loss = next_token_loss(output, batch)
+        weighted = self.routing_losses(output, alone=alone)
+        for name, value in {"loss": loss, **{name: value for name, (_, value) in weighted.items()}}.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.detach()
         self.micro_batches += 1
-        return loss
+        return loss + sum(weight * value for weight, value in weighted.values())
 
     def on_validation_epoch_start(self) -> None:
         self.val_loss_sum, self.val_tokens = torch.zeros((), device=self.device), 0
+        self.val_tally = None
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         tokens = batch["targets"].numel()
-        self.val_loss_sum += self.next_token_loss(batch) * tokens
+        output = self(batch["input_ids"])
+        if batch_idx == 0:  # the same tokens at every evaluation
+            field = self.model.expert_bias_LE, self.model.log_temperature_LE
+            self.val_churn = self.probe_batch.see(batch["input_ids"], output.routings, *field)
+        self.val_loss_sum += next_token_loss(output, batch) * tokens
         self.val_tokens += tokens
+        if output.routings:
+            seen = [(r.logits_TE, r.topk_expert_ids_TK, r.kept_TK, r.assigned_TK) for r in output.routings]
+            found = confidence.tally(seen, gate=self.gate)
+            self.val_tally = found if self.val_tally is None else confidence.add(self.val_tally, found)
 
     def on_validation_epoch_end(self) -> None:
-        """Every rank holds as many tokens, so the mean of means is the mean."""
-        loss = self.val_loss_sum / self.val_tokens
-        self.log("val/loss", loss, sync_dist=True, logger=False)
+        """Every rank holds as many tokens, so the mean of means is the mean; routing is summed before it is read."""
+        means = {"val/loss": self.val_loss_sum / self.val_tokens} | self.val_churn
+        values = dict(means)
+        if self.val_tally is not None:
+            total = self.val_tally
+            if dist.is_available() and dist.is_initialized():
+                for amount in total:
+                    dist.all_reduce(amount)
+            values |= confidence.read(total)
+        for name, value in values.items():
+            self.log(name, value, sync_dist=name in means, logger=False)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["probe_batch"] = self.probe_batch.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.probe_batch.load_state_dict(checkpoint.get("probe_batch", {}))  # older ones have none
 
     def configure_gradient_clipping(
         self,

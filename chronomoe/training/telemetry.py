@@ -6,7 +6,10 @@
 | train/lr, train/grad_norm | learning rate used; global gradient norm before clipping |
 | train/tokens | tokens trained on so far |
 | throughput/tokens_per_sec | over the steps since the last row, evaluation left out |
+| train/load_balancing_loss, train/router_z_loss | before their weights; only where the weight is not 0 |
 | val/loss, val/perplexity | mean cross-entropy of the evaluation and its exponential |
+| val/max_vio and others | routing of all evaluated tokens: see chrono/metrics/confidence.py, `read_layers` |
+| val/churn, val/churn_field, val/churn_chance | how far the first validation batch's selection moved: see probe_batch.py |
 
 The keys of the routing metrics are listed in `chronomoe/chrono/callback.py`.
 """
@@ -55,7 +58,7 @@ class Telemetry(L.Callback):
         self._steps_done = step
         if self._is_logged(step):
             self._log_row(trainer, pl_module, step)
-        pl_module.loss_sum.zero_()
+        pl_module.loss_sums = {}
         pl_module.micro_batches = 0
         if step == self.settings.max_steps:
             trainer.should_stop = True  # Lightning then evaluates a last time
@@ -67,15 +70,16 @@ class Telemetry(L.Callback):
     @torch.no_grad()
     def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:
         assert module.gradient_norm is not None  # clipping ran before the step that is logged here
-        loss = module.loss_sum / module.micro_batches
+        values = {f"train/{name}": total / module.micro_batches for name, total in module.loss_sums.items()}
         if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(loss)
-            loss /= dist.get_world_size()
-        values = {"train/loss": loss, "train/grad_norm": module.gradient_norm}
+            for loss in values.values():
+                dist.all_reduce(loss)
+                loss /= dist.get_world_size()
+        values["train/grad_norm"] = module.gradient_norm
         if self.chronovisor is not None:
             values |= self.chronovisor.metrics()
             values["idle"] = self.chronovisor.longest_idle_steps()
-        numbers = torch.stack([value.to(loss.device, torch.float64) for value in values.values()]).tolist()
+        numbers = torch.stack([value.to(module.device, torch.float64) for value in values.values()]).tolist()
         row = dict(zip(values, numbers, strict=True))
         idle = row.pop("idle", 0.0)
         row |= {"train/lr": module.lr_of_step(step - 1), "train/tokens": step * self.tokens_per_step}
@@ -110,8 +114,9 @@ class Telemetry(L.Callback):
         self._paused_seconds += time.perf_counter() - self._validation_began
         if trainer.sanity_checking:
             return
-        loss = trainer.callback_metrics["val/loss"].item()
-        row = {"val/loss": loss, "val/perplexity": math.exp(min(loss, 700.0))}
+        row = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        loss = row["val/loss"]
+        row["val/perplexity"] = math.exp(min(loss, 700.0))
         self.latest |= row
         log_everywhere(trainer, row, trainer.global_step)
         raise_if_not_finite("val/loss", loss, trainer.global_step)

@@ -25,6 +25,17 @@ def test_arms_are_named_by_what_sets_them_apart() -> None:
     assert set(arms["pi chrono.gain=0.1"]) == {1, 2}
 
 
+def test_a_plant_as_it_is_under_every_other_law_needs_no_name() -> None:
+    runs = [run(law, seed, {}) for law in ("off", "off", "pi") for seed in (1,)]
+    for number, weight in enumerate((0.0, 0.01, 0.0)):
+        runs[number].config["router"] = {"load_balancing_weight": weight}
+    assert set(name_arms(runs)) == {"off", "off router.load_balancing_weight=0.01", "pi"}
+
+
+def test_the_record_a_control_plays_is_no_part_of_its_name() -> None:
+    assert set(name_arms([run("sham", seed, {}, trace=f"runs/{seed}") for seed in (1, 2)])) == {"sham"}
+
+
 def test_the_same_run_twice_is_refused() -> None:
     with pytest.raises(InputError, match="same run twice"):
         name_arms([run("off", 1, {}), run("off", 1, {})])
