@@ -24,9 +24,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from chronomoe.chrono.callback import control_metrics, load_metrics, steer
+from chronomoe.chrono.callback import ChronovisorCallback
 from chronomoe.chrono.controller import Chronovisor
-from chronomoe.chrono.metrics.load import count_idle_steps, dead_expert_frac
 from chronomoe.config import TrainConfig, compose_config
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.model.lm import LanguageModel
@@ -104,16 +103,12 @@ def ours(config: TrainConfig, weights: dict[str, Tensor], batch_BS: Tensor, *, b
 def controlled(model: LanguageModel, config: TrainConfig) -> Callable[[], None]:
     """What the callback does in a step whose metrics are logged, the transfer to the host included."""
     controller = Chronovisor(config.chrono, *model.expert_bias_LE.shape)
-    controller.to(model.expert_bias_LE.device)
-    idle_LE = torch.zeros_like(model.expert_bias_LE, dtype=torch.int64)
+    callback = ChronovisorCallback(controller, model, max_steps=1, record_path=Path("never.npz"))
+    callback.on_train_start(None, None)  # type: ignore[arg-type]
 
     def step() -> None:
-        nonlocal idle_LE
-        observation, field = steer(model, controller)
-        idle_LE = count_idle_steps(idle_LE, observation.tokens_per_expert_LE)
-        dead = dead_expert_frac(idle_LE, config.chrono.dead_after_steps)
-        values = load_metrics(observation.tokens_per_expert_LE, dead) | control_metrics(field, controller.signals)
-        torch.stack([value.double() for value in values.values()]).tolist()
+        callback.on_before_optimizer_step(None, None, None)  # type: ignore[arg-type]
+        torch.stack([value.double() for value in callback.metrics().values()]).tolist()
 
     return step
 

@@ -9,6 +9,7 @@ Writes `evaluation.json` and `figures/specialisation.png` into the run's directo
 | trained | loss, perplexity, `mean` over layers and `layers`: the metrics of `chronomoe/study/routing_readings.py` |
 | untrained | the same of an untrained twin: same config and seed, fresh weights, no field |
 | trained_minus_untrained | of every mean, on the same tokens: the headline of specialisation |
+| references | domain readings of the oracle's routing (ceiling) and a random one (floor) of the same tokens, or null |
 | saturation | with an anchor: how much of its routing the checkpoint has, `mean` and `layers`; null without one |
 The twin's specialisation is the lexical floor: a router that learnt nothing still routes by token, and domains differ
 in their words.
@@ -33,7 +34,15 @@ from chronomoe.entry import guarded, read_arguments
 from chronomoe.generate import load_model
 from chronomoe.model.lm import LanguageModel
 from chronomoe.settings import InputError, setting
-from chronomoe.study.routing_readings import Effort, Forward, LabelledTokens, read_model, read_saturation, run_model
+from chronomoe.study.routing_readings import (
+    Effort,
+    Forward,
+    LabelledTokens,
+    read_model,
+    read_references,
+    read_saturation,
+    run_model,
+)
 
 ROWS = {
     "max_vio": "MaxVio",
@@ -96,6 +105,9 @@ def evaluate(run_dir: Path, settings: EvaluateSettings) -> dict[str, Any]:
     forwards = {"trained": forward("trained", model), "untrained": forward("untrained", untrained_twin(config))}
     readings = {name: read_model(done, tokens, effort) for name, done in forwards.items()}
     trained, untrained = (readings[name].get("mean", {}) for name in ("trained", "untrained"))
+    references = None
+    if trained and len(tokens.domains) > 1 and config.router.kind != "expert_choice":
+        references = read_references(tokens, config.model.num_experts, config.router.top_k, effort)
     return {
         "checkpoint": settings.checkpoint,
         "anchor": settings.anchor,
@@ -106,6 +118,7 @@ def evaluate(run_dir: Path, settings: EvaluateSettings) -> dict[str, Any]:
         "documents": len(tokens.document_T.unique()),
         "domains": tokens.domains,
         **readings,
+        "references": references,
         "trained_minus_untrained": {name: subtract(trained[name], untrained[name]) for name in trained},
         "saturation": None if anchor is None else read_saturation(forwards["trained"], forward("anchor", anchor)),
     }
@@ -189,8 +202,15 @@ def table(found: dict[str, Any]) -> str:
             f"{show(mine['domain_p_value'], '.3f'):>8}{show(mine['domain_z'], '.1f'):>8}"
             f"{show(floor['domain_debiased']):>9}"
         )
+    for name, mine in (found["references"] or {}).items():
+        interval = f"{show(mine['domain_low'])} to {show(mine['domain_high'])}"
+        lines.append(
+            f"  {f'{name} routing':<42}{show(mine['domain_debiased']):>10}{interval:>20}"
+            f"{show(mine['domain_p_value'], '.3f'):>8}{show(mine['domain_z'], '.1f'):>8}"
+        )
     if found["saturation"] is not None:
-        lines += ["", f"  {f'router saturation against {found["anchor"]}':<42}{'raw':>10}{'chance':>11}{'corrected':>12}"]
+        title = f"router saturation against {found['anchor']}"
+        lines += ["", f"  {title:<42}{'raw':>10}{'chance':>11}{'corrected':>12}"]
         for layer, reading in enumerate(found["saturation"]["layers"]):
             lines.append(row(f"layer {layer}", reading["agreement"], reading["chance"], reading["corrected"], ".4f"))
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from chronomoe.chrono.checks import check_decoding
 from chronomoe.config import TrainConfig, load_config
 from chronomoe.data.tokenizer import LanguageTokenizer, load_tokenizer
 from chronomoe.entry import guarded, read_arguments
@@ -56,6 +57,7 @@ def main() -> None:
     settings = read_arguments(GenerateSettings, sys.argv[1:])
     run_dir = Path(settings.run)
     model, config = load_model(run_dir, settings.checkpoint)
+    check_decoding(config.chrono)
     language = load_tokenizer(str(run_dir / "tokenizer"))
     prompt = language.tokenizer.encode(settings.prompt).ids
     if not prompt:

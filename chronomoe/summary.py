@@ -7,7 +7,8 @@
 | val_loss, val_perplexity, unigram_perplexity | of the last evaluation; the context-free model's on the same tokens |
 | max_vio_early, max_vio_late | MaxVio per step, mean over layers: over the first third, and over the last 50 steps |
 | load_entropy, dead_expert_frac | at the last logged step |
-| val_max_vio, val_load_entropy, val_token_entropy, expert_information, val_dead_expert_frac | routing of the last evaluation |
+| val_max_vio, val_load_entropy, val_token_entropy, val_dead_expert_frac | routing of the last evaluation |
+| expert_information | mutual information of token and expert there, nats |
 | tokens_per_sec, wall_seconds | evaluation left out; from the start of the run, the corpus being ready, to its end |
 | num_params, num_active_params | stored, and acting on one token |
 | config_hash, versions, git_revision | what was run |
@@ -45,7 +46,8 @@ MEASURED = (
 
 
 def finished_summary(config: TrainConfig, parts: Parts, corpus: PackedCorpus, wall_seconds: float) -> dict[str, Any]:
-    telemetry, latest = parts.telemetry, parts.telemetry.latest
+    telemetry = parts.telemetry
+    latest = {name: value for name, value in telemetry.latest.items() if not math.isnan(value)}  # JSON knows no NaN
     steps = parts.trainer.global_step
     tokens_per_step = telemetry.tokens_per_step
     early, late = balance_over_time(parts.chronovisor.max_vio_history[:steps]) if parts.chronovisor else (None, None)

@@ -18,6 +18,8 @@ from training_runs import Finished, Outcome
 from chronomoe import evaluate
 from chronomoe.data.packing import prepare_corpus
 from chronomoe.entry import guarded
+from chronomoe.model.lm import number_documents
+from chronomoe.settings import InputError
 from chronomoe.study.routing_readings import AVERAGED
 
 Evaluate = Callable[..., Outcome]
@@ -47,7 +49,8 @@ def trained(configure: Callable[..., Any], two_domains: Path, tmp_path_factory: 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("chronomoe.run.draw", lambda run_dir: None)
         data = [f"data.path={two_domains}", "data.val_fraction=0.5", "data.val_sequences=64"]
-        run(configure(*data, "trainer.max_steps=20", "trainer.eval_every_steps=10", "optim.lr=1e-2"), directory)
+        steps = ["trainer.max_steps=20", "trainer.eval_every_steps=10", "trainer.keep_every_steps=10"]
+        run(configure(*data, *steps, "optim.lr=1e-2"), directory)
     return Finished(directory)
 
 
@@ -141,6 +144,15 @@ def test_the_lexical_floor_is_reported_and_not_assumed_zero(evaluation: dict[str
         assert layer["vocabulary_corrected"] > 0
 
 
+def test_oracle_and_random_routing_bound_what_a_router_can_read(evaluation: dict[str, Any]) -> None:
+    oracle, random = (evaluation["references"][name] for name in ("oracle", "random"))
+    assert oracle["domain_debiased"] == pytest.approx(1.0)
+    assert random["domain_debiased"] == pytest.approx(0.0, abs=0.01)
+    assert random["domain_p_value"] > 0.01
+    for layer in evaluation["trained"]["layers"]:
+        assert layer["domain_debiased"] <= oracle["domain_debiased"] + 1e-9
+
+
 def test_tokens_are_labelled_with_the_document_they_were_read_from(trained: Finished) -> None:
     from chronomoe.config import load_config
 
@@ -179,6 +191,73 @@ def test_the_same_seed_evaluates_to_the_same_bits(evaluation: dict[str, Any], tr
     assert evaluate.evaluate(trained.directory, settings) == evaluation
 
 
+def saturation(trained: Finished, checkpoint: str, anchor: str) -> dict[str, Any]:
+    settings = evaluate.EvaluateSettings(
+        run=str(trained.directory), checkpoint=checkpoint, anchor=anchor, permutations=199, resamples=1000
+    )
+    return evaluate.evaluate(trained.directory, settings)["saturation"]
+
+
+def clean_sets(trained: Finished, checkpoint: str) -> list[list[set[int]]]:
+    """[layer][token]: the two experts with the largest clean logits, over the validation tokens."""
+    model, config = evaluate.load_model(trained.directory, checkpoint)
+    batches, _, end_of_document = evaluate.read_validation(config)
+    layers: list[list[set[int]]] = [[], []]
+    for batch in batches:
+        document_BS = number_documents(batch["input_ids"], end_of_document) if config.model.document_mask else None
+        with torch.no_grad():
+            routings = model(batch["input_ids"], document_BS=document_BS).routings
+        for layer, routing in zip(layers, routings, strict=True):
+            layer += [set(row[:2]) for row in routing.logits_TE.argsort(dim=-1, descending=True).tolist()]
+    return layers
+
+
+def test_saturation_equals_sets_in_plain_python(trained: Finished) -> None:
+    found = saturation(trained, "step_00000010", "last")
+    now, anchor = (clean_sets(trained, name) for name in ("step_00000010", "last"))
+    for layer, read in enumerate(found["layers"]):
+        pairs = list(zip(now[layer], anchor[layer], strict=True))
+        agreement = sum(len(a & b) for a, b in pairs) / len(pairs) / 2
+        rates = [[sum(e in chosen for chosen in of) / len(of) for e in range(4)] for of in (now[layer], anchor[layer])]
+        chance = sum(a * b for a, b in zip(*rates, strict=True)) / 2
+        assert read == pytest.approx(
+            {"agreement": agreement, "chance": chance, "corrected": (agreement - chance) / (1 - chance)}
+        )
+        assert 0 < chance < agreement < 1
+    for name, mean in found["mean"].items():
+        assert mean == pytest.approx(sum(layer[name] for layer in found["layers"]) / 2)
+
+
+def test_a_checkpoint_is_saturated_against_itself(trained: Finished) -> None:
+    for layer in saturation(trained, "last", "step_00000020")["layers"]:
+        assert (layer["agreement"], layer["corrected"]) == (1.0, pytest.approx(1.0))
+        assert layer["chance"] < 1.0
+
+
+def test_saturation_is_printed_and_saved_with_its_anchor(
+    command: Evaluate, trained: Finished, evaluation: dict[str, Any]
+) -> None:
+    assert (evaluation["anchor"], evaluation["saturation"]) == (None, None)
+    draws = ("permutations=199", "resamples=1000")
+    outcome = command(f"run={trained.directory}", "checkpoint=step_00000010", "anchor=last", *draws)
+    assert outcome.code == 0, outcome.stderr
+    saved = json.loads((trained.directory / "evaluation.json").read_text())
+    assert (saved["checkpoint"], saved["anchor"]) == ("step_00000010", "last")
+    assert "router saturation against last" in outcome.stdout
+    for reading in saved["saturation"]["layers"]:
+        assert f"{reading['corrected']:.4f}" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    "overrides", [["model.dense=true", "chrono=off"], ["router=expert_choice", "chrono=off"]], ids=["dense", "expert"]
+)
+def test_an_anchor_is_refused_where_tokens_choose_no_experts(
+    train: Callable[..., Finished], overrides: list[str]
+) -> None:
+    with pytest.raises(InputError, match="anchor=last"):
+        saturation(train(*overrides, "trainer.max_steps=1"), "last", "last")
+
+
 def test_one_domain_reads_null_and_a_dense_model_has_a_loss_alone(
     train: Callable[..., Finished], command: Evaluate
 ) -> None:
@@ -199,7 +278,9 @@ def test_one_domain_reads_null_and_a_dense_model_has_a_loss_alone(
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [(["run=nowhere"], "nowhere"), (["permutations=10"], "permutations=10"), (["resamples=10"], "resamples=10"),
-     (["checkpoint=bets"], "best"), (["permutation=200"], "permutations")],
+     (["permutation=200"], "permutations"),
+     (["checkpoint=bets"], "checkpoint=bets"), (["checkpoint=step_00000007"], "best, last, step_00000010"),
+     (["anchor=step_00000007"], "anchor=step_00000007"), (["checkpoint=../last"], "best, last")],
     ids=str,
 )  # fmt: skip
 def test_a_wrong_argument_gets_one_line(

@@ -31,6 +31,15 @@ def check_chrono(
         check_control(chrono, model, router.top_k)
 
 
+def check_decoding(chrono: ChronoSettings) -> None:
+    """Before a text is continued token by token."""
+    if isinstance(chrono, BipSettings) and chrono.evaluation == "batch":
+        raise InputError(
+            "chrono.evaluation=batch routes by a whole batch, which decoding does not have: train with "
+            "chrono.evaluation=frozen, whose last prices are a fixed bias"
+        )
+
+
 def check_pricing(
     chrono: ChronoSettings, model: ModelSettings, router: RouterSettings, micro_batch_tokens: int
 ) -> None:

@@ -3,10 +3,10 @@
     load balancing (Switch, arXiv 2101.03961; GShard 2006.16668), per layer, then the mean over layers:
         E sum_e f_e P_e,   f_e = n_e/(k T) without gradient,   P_e = mean_t p_te
     router z-loss (ST-MoE, arXiv 2202.08906):  mean_t (logsumexp_e z_te)^2
-p is the gate's probability, normalised to 1 per token (for sigmoid gates too). A balanced layer reads 1, which is not the
-least it can read. Over which tokens f is taken is the loss's scope: with f from a whole step's counts ("global batch",
-arXiv 2501.11873) and P from each micro-batch the step's gradient is exact, because the loss is linear in P. Padding
-counts for nothing in either loss.
+p is the gate's probability, normalised to 1 per token (for sigmoid gates too). A balanced layer reads 1, which is not
+the least it can read. Over which tokens f is taken is the loss's scope: with f from a whole step's counts ("global
+batch", arXiv 2501.11873) and P from each micro-batch the step's gradient is exact, because the loss is linear in P.
+Padding counts for nothing in either loss.
 
 Axes: T tokens, E experts, L MoE layers.
 """

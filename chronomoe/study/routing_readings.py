@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 
 from chronomoe.chrono.metrics import change, coactivation, confidence, documents, specialisation, vocabulary
 from chronomoe.chrono.metrics.confidence import Tally
+from chronomoe.data.oracle import oracle_expert_ids, random_expert_ids
 from chronomoe.model.lm import LanguageModel, number_documents
 
 AVERAGED = (
@@ -160,6 +161,28 @@ def read_routing(forward: Forward, tokens: LabelledTokens, effort: Effort) -> di
         "vocabulary_corrected": words.corrected,
         "domain_specialisation": specialisation.domain_specialisation(specialisation.domain_table(by_document)),
     }
+
+
+def read_references(tokens: LabelledTokens, num_experts: int, top_k: int, effort: Effort) -> dict[str, Any]:
+    """`oracle` and `random`: domain readings of two routings of these tokens that are known beforehand, the ceiling and
+    the floor of specialisation (`chronomoe/data/oracle.py`)."""
+    generator = torch.Generator().manual_seed(effort.seed)
+    routings = {
+        "oracle": oracle_expert_ids(tokens.domain_T, num_experts, top_k, len(tokens.domains)),
+        "random": random_expert_ids(len(tokens.domain_T), num_experts, top_k, effort.seed),
+    }
+    found = {}
+    for name, ids_TK in routings.items():
+        counted = documents.count_documents(
+            ids_TK, tokens.document_T, tokens.domain_T, num_experts, num_domains=len(tokens.domains)
+        )
+        domain = specialisation.domain_information(
+            counted, permutations=effort.permutations, resamples=effort.resamples, generator=generator
+        )
+        values = {"debiased": domain.debiased, "low": domain.low, "high": domain.high}
+        values |= {"p_value": domain.null.p_value, "z": domain.null.z}
+        found[name] = {f"domain_{key}": as_json(value) for key, value in values.items()}
+    return found
 
 
 def read_saturation(now: Forward, anchor: Forward) -> dict[str, Any]:

@@ -1,9 +1,9 @@
 """What the routing adds to a micro-batch's loss, and over which tokens its load counts.
 
     loss = cross-entropy + load_balancing_weight * load balancing + z_loss_weight * z
-For the scope "global batch" the load is that of the whole optimizer step: all ranks' counts are summed, and where a step
-has several micro-batches they are first routed without training, so that all of them use the same, final counts. That
-is exact and costs one more forward pass; with one micro-batch it costs an all-reduce.
+For the scope "global batch" the load is that of the whole optimizer step: all ranks' counts are summed, and where a
+step has several micro-batches they are first routed without training, so that all of them use the same, final counts.
+That is exact and costs one more forward pass; with one micro-batch it costs an all-reduce.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 | train/load_balancing_loss, train/router_z_loss | before their weights; only where the weight is not 0 |
 | val/loss, val/perplexity | mean cross-entropy of the evaluation and its exponential |
 | val/max_vio and others | routing of all evaluated tokens: see chrono/metrics/confidence.py, `read_layers` |
-| val/churn, val/churn_field, val/churn_chance | how far the first validation batch's selection moved: see probe_batch.py |
+| val/churn, val/churn_field, val/churn_chance | how far one batch's selection moved since last time: probe_batch.py |
 
 The keys of the routing metrics are listed in `chronomoe/chrono/callback.py`.
 """
@@ -104,7 +104,7 @@ class Telemetry(L.Callback):
         if limit is not None and idle_steps >= limit:
             raise RunFailed(
                 f"routing collapsed: at step {step} an expert had no token for {idle_steps:.0f} steps "
-                f"(trainer.abort_idle_steps={limit}); raise chrono.pressure_scale or chrono.gamma"
+                f"(trainer.abort_idle_steps={limit}); strengthen the control (chrono=…, chrono.rate, chrono.gamma)"
             )
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

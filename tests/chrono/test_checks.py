@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from chronomoe.chrono.checks import check_decoding
 from chronomoe.settings import InputError
 
 PRICED = ["quantile", "bip", "sinkhorn"]
@@ -98,3 +99,10 @@ def test_the_ways_out_and_the_limits_themselves_are_accepted(
     configure: Callable[..., Any], overrides: list[str]
 ) -> None:
     configure(*overrides)
+
+
+def test_decoding_is_refused_only_where_evaluation_needs_a_batch(configure: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"chrono\.evaluation=batch .* train with chrono\.evaluation=frozen"):
+        check_decoding(configure("chrono=bip", "chrono.evaluation=batch").chrono)
+    for law in ("bip", "sinkhorn", "quantile", "chronovisor"):
+        check_decoding(configure(f"chrono={law}").chrono)

@@ -151,7 +151,8 @@ def written_out(
         if step % settings.clocks.micro_period == 0:
             p = usage / usage.sum(1, keepdims=True)
             drift = abs(p - 1 / experts)
-            eta, eta_global = settings.temperature.eta, settings.temperature.eta_global
+            eta = settings.temperature.eta
+            eta_global = eta / 2
             shared = (1 - eta_global) * shared + eta_global * fast.mean(0)
             pressure = np.clip(2 * (1 / experts - p), -1, 1)
             heat = (1 + 0.3 * drift / drift.max(1, keepdims=True)) * (1 + 0.2 * (1 - p / p.max(1, keepdims=True)))

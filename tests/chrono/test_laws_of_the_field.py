@@ -1,7 +1,7 @@
 """The published laws: hand-computed steps, their limits, and what they do to a plant that stands still.
 
-The plant: T tokens with fixed normal scores, the top-k of scores plus bias, and nothing that learns. There a law's gain,
-its ripple and its speed are known. The closed loop then steers a tiny language model.
+The plant: T tokens with fixed normal scores, the top-k of scores plus bias, and nothing that learns. There a law's
+gain, its ripple and its speed are known. The closed loop then steers a tiny language model.
 
 Axes: T tokens, L MoE layers, E experts.
 """
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from chronomoe.chrono.callback import ChronovisorCallback
-from chronomoe.chrono.clocks import Ticks
 from chronomoe.chrono.controller import Chronovisor
 from chronomoe.chrono.laws import LAWS
 from chronomoe.chrono.laws.law import ChronoSettings
@@ -35,9 +34,6 @@ BY_COUNTS = ["sign", "centered_sign", "proportional", "smebu"]
 def first_bias(settings: ChronoSettings, observation: Observation) -> Tensor:
     layers, experts = observation.tokens_per_expert_LE.shape
     return Chronovisor(settings, layers, experts).tick(observation).bias_LE
-
-
-# --- by hand, n = (9, 4, 2, 1), mean 4 ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,9 +102,6 @@ def test_an_average_keeps_its_part_of_the_bias_before(form: str, law_settings: M
         torch.testing.assert_close(kept.tick(observation).bias_LE, (0.25 + 0.75 * 0.25) * found_LE)
 
 
-# --- a plant that stands still -----------------------------------------------------------------------------------------
-
-
 def plant(tokens: int, experts: int, spread: float) -> Tensor:
     """Standard normal scores; `spread` is the standard deviation of the experts' popularity."""
     generator = torch.Generator().manual_seed(0)
@@ -167,8 +160,6 @@ def test_quantile_balancing_settles_a_still_plant_in_a_few_updates(form: str, la
     assert violations[5] < 0.1
     assert violations[-1] < 0.03
 
-
-# --- a closed loop with a language model -------------------------------------------------------------------------------
 
 RATES: dict[str, dict[str, object]] = {
     "sign": {"rate": 0.05},

@@ -125,7 +125,9 @@ def write_broken(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_no_record_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
     write_broken(tmp_path, name)
-    with pytest.raises(InputError, match=r"chrono.trace=.*no routing.npz to read there; give the folder of a run") as error:
+    with pytest.raises(
+        InputError, match=r"chrono.trace=.*no routing.npz to read there; give the folder of a run"
+    ) as error:
         read_trace(str(tmp_path), 2, 4)
     assert "\n" not in str(error.value)
 

@@ -67,6 +67,15 @@ def test_a_rate_of_zero_freezes_the_slow_temperatures() -> None:
     torch.testing.assert_close(settle(settings, UNEVEN, 10), fast_LE.log())
 
 
+def test_the_shared_temperature_follows_at_half_the_rate_of_a_layers_own_unless_told() -> None:
+    half, same, other = (
+        settle(TemperatureSettings(kind="documented", eta=0.04, eta_global=rate), UNEVEN, 10)
+        for rate in (None, 0.02, 0.04)
+    )
+    assert torch.equal(half, same)
+    assert not torch.allclose(half, other, rtol=1e-4)
+
+
 def test_the_documented_temperature_ignores_how_large_the_imbalance_is() -> None:
     """The published defect, kept: drift is divided by its own maximum."""
     slight_LE = 0.25 + 1e-3 * (UNEVEN - 0.25)

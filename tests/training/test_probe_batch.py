@@ -62,8 +62,14 @@ def changed(before: Tensor, now: Tensor) -> float:
     return sum(len(a - b) for a, b in zip(sets(before), sets(now), strict=True)) / before.numel()
 
 
-def best(logits_TE: Tensor, top_k: int) -> Tensor:
-    return logits_TE.argsort(dim=-1, descending=True)[:, :top_k]
+def best(logits_TE: Tensor) -> Tensor:
+    return logits_TE.argsort(dim=-1, descending=True)[:, :2]
+
+
+def steered(logits_TE: Tensor, bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
+    """What Mixtral's gate chooses under a field, written as it is in print."""
+    mean_T1 = logits_TE.mean(dim=-1, keepdim=True)
+    return best((logits_TE - mean_T1) / log_temperature_E.exp() + bias_E)
 
 
 @pytest.mark.parametrize("actuation", ["selection", "logits"])
@@ -75,7 +81,7 @@ def test_a_router_selects_under_a_field_what_its_forward_pass_selects(build: Bui
     field = model.expert_bias_LE[0], model.log_temperature_LE[0]
     routing = router(x_TD, *field)
     assert torch.equal(router.select(routing.logits_TE, *field), routing.topk_expert_ids_TK)
-    assert changed(best(routing.logits_TE, 2), routing.topk_expert_ids_TK) > 0
+    assert changed(best(routing.logits_TE), routing.topk_expert_ids_TK) > 0
 
 
 def test_churn_equals_sets_in_plain_python(build: Build, draw_ids: Callable[..., Tensor]) -> None:
@@ -89,19 +95,17 @@ def test_churn_equals_sets_in_plain_python(build: Build, draw_ids: Callable[...,
     assert first == {}
     expected = dict.fromkeys(KEYS, 0.0)
     for layer, (was, is_) in enumerate(zip(output_before.routings, output.routings, strict=True)):
-        old, new = best(was.logits_TE, 2), best(is_.logits_TE, 2)
+        old, new = best(was.logits_TE), best(is_.logits_TE)
         pairs = [len(a & b) for a in sets(old) for b in sets(new)]  # whatever the token
-        under_old = now.blocks[layer].ffn.router(
-            torch.linalg.lstsq(now.blocks[layer].ffn.router.gate.weight, is_.logits_TE.T).solution.T,  # any such input
-            before.expert_bias_LE[layer],
-            before.log_temperature_LE[layer],
+        under_old, under_new = (
+            steered(is_.logits_TE, model.expert_bias_LE[layer], model.log_temperature_LE[layer])
+            for model in (before, now)
         )
-        torch.testing.assert_close(under_old.logits_TE, is_.logits_TE, rtol=1e-4, atol=1e-4)
         expected["val/churn"] += changed(old, new) / 2
-        expected["val/churn_field"] += changed(under_old.topk_expert_ids_TK, is_.topk_expert_ids_TK) / 2
+        expected["val/churn_field"] += changed(under_old, under_new) / 2
         expected["val/churn_chance"] += (1 - sum(pairs) / len(pairs) / 2) / 2
     assert found == pytest.approx(expected)
-    assert min(found.values()) > 0.05
+    assert 0 < min(found.values()) <= max(found.values()) < 1
 
 
 def test_weights_that_move_alone_and_a_field_that_moves_alone_are_told_apart(
@@ -196,11 +200,11 @@ def test_a_run_logs_the_churn_between_its_checkpoints_from_the_second_evaluation
         logits = [[routing.logits_TE for routing in model(first_BS).routings] for model in models]
     for now in (1, 2):
         pairs = zip(logits[now - 1], logits[now], strict=True)
-        churn = sum(changed(best(a, 2), best(b, 2)) for a, b in pairs) / 2
+        churn = sum(changed(best(a), best(b)) for a, b in pairs) / 2
         assert run.column("val/churn")[now - 1] == pytest.approx(churn, abs=1e-6)
         biases = models[now - 1].expert_bias_LE, models[now].expert_bias_LE
         field = sum(
-            changed(*(best(x_TE + bias_LE[layer], 2) for bias_LE in biases)) for layer, x_TE in enumerate(logits[now])
+            changed(*(best(x_TE + bias_LE[layer]) for bias_LE in biases)) for layer, x_TE in enumerate(logits[now])
         )
         assert run.column("val/churn_field")[now - 1] == pytest.approx(field / 2, abs=1e-6)
     for name in sorted(KEYS):
