@@ -58,10 +58,15 @@ class BeforeRun(Callback):
 
 
 def points(config: DictConfig) -> Iterator[list[str]]:
-    """The overrides of every job of a multirun: the product of its axes, as Hydra's basic sweeper forms it."""
-    axes = []
-    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+    """The overrides of every job of a multirun: the product of its axes, as Hydra's basic sweeper forms it.
+
+    Axes that an experiment's file brings (`hydra.sweeper.params`) come first; the command line replaces one of the same
+    key.
+    """
+    grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    axes: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides([*grid, *config.hydra.overrides.task]):
         swept = override.is_discrete_sweep()
         values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
-        axes.append([f"{override.get_key_element()}={value}" for value in values])
-    yield from map(list, itertools.product(*axes))
+        axes[override.get_key_element()] = [f"{override.get_key_element()}={value}" for value in values]
+    yield from map(list, itertools.product(*axes.values()))
