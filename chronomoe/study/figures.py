@@ -6,6 +6,7 @@
 | `coherence.png` | coherence of every MoE layer against step, with the training loss on a second axis |
 | `usage.png` | utilisation of every expert over time, one panel a layer |
 | `layers.png` | utilisation of every expert in every layer, over the last records |
+| `phi.png` | agreement of the experts' outputs, now and in three memories, where it was measured |
 | `control.png` | lens, pressure and bias of every expert over time, one row a layer |
 
 A figure whose record is missing is not drawn.
@@ -58,6 +59,7 @@ def draw_run(run: Run) -> list[Path]:
         "usage": draw_usage,
         "layers": draw_layers,
         "control": draw_control,
+        "phi": draw_phi,
     }
     written = []
     for name, draw in drawings.items():
@@ -107,6 +109,24 @@ def draw_coherence(run: Run) -> Figure | None:
     loss_axes.set_ylabel("training loss (nats per token)", color=BLUE)
     (lines, labels), (loss_lines, loss_labels) = axes.get_legend_handles_labels(), loss_axes.get_legend_handles_labels()
     loss_axes.legend(lines + loss_lines, labels + loss_labels, frameon=False, loc="upper right")
+    return figure
+
+
+def draw_phi(run: Run) -> Figure | None:
+    now = run.curve("chrono/phi_excess")
+    if not len(now.step):
+        return None
+    figure = new_figure(4.2, "Excess phi: how well an expert's output agrees with its token's other experts", run)
+    axes = figure.add_subplot()
+    axes.plot(*now, color=PALE_GREY, linewidth=0.9, label="each logged step")
+    for name, colour in {"fast": VERMILION, "mid": BLUE, "slow": SLATE}.items():
+        curve = run.curve(f"chrono/phi_{name}")
+        axes.plot(curve.step, curve.value, color=colour, label=f"{name} memory", **dot_if_short(curve))
+    axes.axhline(0, color=BLACK, linewidth=1, linestyle="--", label="independent experts (0)")
+    polish(axes)
+    axes.set_xlabel(STEP_LABEL)
+    axes.set_ylabel("cosine beyond a random partner's, mean")
+    axes.legend(frameon=False)
     return figure
 
 

@@ -22,6 +22,7 @@ COHERENCE_SCALES = {
     "entropy": "0 = even load",
     "alignment": "0 = layers unrelated",
     "stability": "1 = load stands still",
+    "phi": "0 = independent experts",
 }
 """What a reading of each measure in `chrono/coherence.py` says."""
 

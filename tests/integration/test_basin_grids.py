@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from training_runs import PROJECT, Outcome
 
+from chronomoe.before_run import points
 from chronomoe.config import TrainConfig, load_config, parse
 
 # study -> (eta, pressure) of every cell
@@ -50,6 +51,19 @@ def test_a_grid_has_every_cell_of_its_study_once(study: str, compose: Callable[.
         return
     values = {tuple(float(override.partition("=")[2]) for override in point) for point in points}
     assert values == {(*pair, 0.0) for pair in CELLS[study]}
+
+
+@pytest.mark.parametrize("study", CELLS)
+def test_a_multirun_checks_every_cell_beforehand_and_the_command_line_replaces_an_axis(study: str) -> None:
+    params = OmegaConf.load(PROJECT / "configs" / "experiment" / f"{study}.yaml").hydra.sweeper.params
+    overrides = {"task": [f"experiment={study}", "seed=8,9"]}
+    looked_at = list(points(OmegaConf.create({"hydra": {"sweeper": {"params": params}, "overrides": overrides}})))
+    assert len(looked_at) == 2 * len(CELLS[study])
+    assert {override for point in looked_at for override in point if override.startswith("seed")} == {
+        "seed=8",
+        "seed=9",
+    }
+    assert all(f"experiment={study}" in point for point in looked_at)
 
 
 @pytest.mark.parametrize("study", CELLS)

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from matplotlib.collections import QuadMesh
 
-from chronomoe.study.figures import MAX_CONTROL_LAYERS, draw_control, draw_layers, draw_loss, draw_run, draw_usage
+from chronomoe.study.figures import (
+    MAX_CONTROL_LAYERS,
+    draw_control,
+    draw_layers,
+    draw_loss,
+    draw_phi,
+    draw_run,
+    draw_usage,
+)
 from chronomoe.study.run import Run
 
 MakeRun = Callable[..., Path]
@@ -67,6 +75,22 @@ def test_the_loss_figure_holds_training_validation_and_the_unigram_model(finishe
     np.testing.assert_array_equal(lines["validation loss"].get_ydata(), run.curve("val/loss").value)
     unigram = next(line for label, line in lines.items() if label.startswith("unigram"))
     assert np.exp(unigram.get_ydata()[0]) == pytest.approx(run.summary["unigram_perplexity"])
+
+
+def test_phi_is_drawn_where_it_was_measured(make_run: MakeRun):
+    directory = make_run(steps=5)
+    assert draw_phi(Run.load(directory)) is None
+    lines = (directory / "metrics.csv").read_text().splitlines()
+    extra = [
+        "chrono/phi_excess,chrono/phi_fast,chrono/phi_mid,chrono/phi_slow",
+        *["0.2,0.1,0.05,0.01"] * (len(lines) - 1),
+    ]
+    (directory / "metrics.csv").write_text("".join(f"{a},{b}\n" for a, b in zip(lines, extra, strict=True)))
+    figure = draw_phi(Run.load(directory))
+    assert figure is not None
+    drawn = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert set(drawn["slow memory"]) == {0.01}
+    assert set(drawn["each logged step"]) == {0.2}
 
 
 def test_the_control_figure_has_a_line_for_every_expert(finished_run: Path):

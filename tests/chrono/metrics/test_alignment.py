@@ -1,4 +1,4 @@
-"""Alignment of field and load: 1 where it is earned, 0 where nothing is known, and no reward for regression to the mean.
+"""Alignment of field and load: 1 where it is earned, 0 where nothing is known; regression to the mean earns nothing.
 
 Axes: L repeated layers, E experts.
 """
