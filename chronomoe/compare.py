@@ -1,6 +1,7 @@
 """`python -m chronomoe.compare runs=<folder> baseline=off`: paired differences between the arms of a multirun.
 
-Reads every finished run below the folder, pairs them by seed, prints one table and writes `compare.json` into it.
+Reads every finished run below the folder, pairs them by seed, prints one table and writes `compare.json` and
+`compare.png` (loss against balance) into it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.settings import InputError, setting
+from chronomoe.study.front_figure import write_front
 from chronomoe.study.pairs import ENOUGH_PAIRS, METRICS, Effect, effect, name_arms
 from chronomoe.study.run import Run
 
@@ -41,6 +43,9 @@ def main() -> None:
     for name, arm in arms.items():
         cells = " | ".join(show(table[metric][name], name == settings.baseline) for metric in METRICS)
         print(f"| {name} ({len(arm.keys() & arms[settings.baseline].keys())}) | {cells} |")
+    loss, balance = ({n: found for n, found in table[m].items() if found} for m in ("val_loss", "max_vio_late"))
+    if len(loss.keys() & balance.keys()) > 1:
+        print(f"\n{write_front(loss, balance, settings.baseline, folder / 'compare.png')}")
     if any(len(arm) < ENOUGH_PAIRS for arm in arms.values()):
         print(f"\nFewer than {ENOUGH_PAIRS} pairs: an interval from so few says little.")
 
