@@ -42,11 +42,15 @@ def write_front(loss: Mapping[str, Effect], balance: Mapping[str, Effect], basel
         colour = VERMILION if name in best else SLATE
         spread = np.array([[y - loss[name].ci_low], [loss[name].ci_high - y]]).clip(min=0)
         axes.errorbar(x, y, yerr=spread, fmt="o", color=colour, ecolor=PALE_GREY, elinewidth=1.5, markersize=6)
-        axes.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)
+        together = [other for other in arms if points[other] == points[name]]
+        label = ", ".join(together) if name == together[0] else ""  # two laws may do the very same
+        axes.annotate(label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)
     steps = sorted(points[name] for name in best)
     axes.plot(*zip(*steps, strict=True), color=VERMILION, linewidth=1, linestyle=":", zorder=0)
     axes.axhline(0, color=BLACK, linewidth=1, linestyle="--")
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("MaxVio over the last steps (0 is perfect balance)")
     axes.set_ylabel(f"validation loss against {baseline} (nats per token, paired, 95% interval)")
     axes.set_title("Less of both is better; nothing beats the arms in red in both", fontsize=11, loc="left")
