@@ -58,7 +58,9 @@ class ChronovisorCallback(L.Callback):
         self.record = RoutingRecord()
         self.idle_steps_LE = torch.zeros(model.expert_bias_LE.shape, dtype=torch.int64)
         self.max_vio_history = torch.full((max_steps,), float("nan"))
-        self.watch = Watch(*model.expert_bias_LE.shape, phi=controller.measures_phi)
+        self.watch = Watch(
+            *model.expert_bias_LE.shape, phi=controller.measures_phi, alone=model.router_settings.top_k == 1
+        )
         self._last: tuple[Observation, Field] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

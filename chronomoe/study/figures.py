@@ -114,9 +114,13 @@ def draw_coherence(run: Run) -> Figure | None:
 
 def draw_phi(run: Run) -> Figure | None:
     now = run.curve("chrono/phi_excess")
+    finding = "Excess phi: how well an expert's output agrees with its token's other experts"
+    if not len(now.step):  # one expert a token
+        now = run.curve("chrono/phi_cross_token")
+        finding = "Cross-token phi: how well an expert's outputs agree with those of all others"
     if not len(now.step):
         return None
-    figure = new_figure(4.2, "Excess phi: how well an expert's output agrees with its token's other experts", run)
+    figure = new_figure(4.2, finding, run)
     axes = figure.add_subplot()
     axes.plot(*now, color=PALE_GREY, linewidth=0.9, label="each logged step")
     for name, colour in {"fast": VERMILION, "mid": BLUE, "slow": SLATE}.items():
@@ -125,7 +129,7 @@ def draw_phi(run: Run) -> Figure | None:
     axes.axhline(0, color=BLACK, linewidth=1, linestyle="--", label="independent experts (0)")
     polish(axes)
     axes.set_xlabel(STEP_LABEL)
-    axes.set_ylabel("cosine beyond a random partner's, mean")
+    axes.set_ylabel("cosine, mean over layers and experts")
     axes.legend(frameon=False)
     return figure
 

@@ -69,7 +69,7 @@ def observe() -> Callable[..., Observation]:
         bins_LEC.scatter_add_(-1, middle_LE1, tokens_L1[..., None].expand_as(middle_LE1).clone())
         readings = {"price": torch.stack((to_fixed_point(price_LE), seen_LE), dim=-1), "price_histogram": bins_LEC}
         readings["phi"] = wandering_phi(counts_LE)
-        readings["preference"] = counts_LE[..., None]
+        readings["preference"] = (counts_LE + 3 * torch.arange(counts_LE.shape[-1]))[..., None]
         loss = torch.tensor(5.0) + counts_LE[0, 0] / 50  # wanders with the load
         return Observation(counts_LE, counts_LE.double() * weights_LE, torch.zeros_like(counts_LE), readings, loss)
 

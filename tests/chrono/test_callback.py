@@ -99,7 +99,8 @@ def test_metrics_of_the_full_law_fill_the_table(steered: MakeSteered, draw_ids: 
     _, callback = steered(knob="schedule", phi=True)
     for seed in range(4):
         tick(callback, draw_ids(4, 12, seed=seed))
-    assert without_layer_numbers(callback.metrics()) == keys_in_the_table()
+    of_other_routers = {"router/dropped_frac", "router/unserved_frac"}
+    assert without_layer_numbers(callback.metrics()) | of_other_routers == keys_in_the_table()
 
 
 def test_max_vio_history_and_idle_steps_follow_the_counts(steered: MakeSteered, draw_ids: DrawIds) -> None:
