@@ -23,7 +23,8 @@ Train = Callable[..., Finished]
 SUMMARY_KEYS = {
     "status", "steps", "tokens", "val_loss", "val_perplexity", "unigram_perplexity", "max_vio_early", "max_vio_late",
     "load_entropy", "dead_expert_frac", "tokens_per_sec", "wall_seconds", "num_params", "num_active_params",
-    "config_hash", "versions", "git_revision", "error",
+    "config_hash", "versions", "git_revision", "error", "val_max_vio", "val_load_entropy", "val_token_entropy",
+    "val_dead_expert_frac", "expert_information",
 }  # fmt: skip
 
 
@@ -54,6 +55,9 @@ def test_the_summary_has_exactly_the_promised_keys_and_true_numbers(
     assert summary["max_vio_early"] == pytest.approx(np.mean(max_vio[: 8 // 3]), rel=1e-5)
     assert summary["max_vio_late"] == pytest.approx(np.mean(max_vio), rel=1e-5)  # fewer than 50 steps: all of them
     assert summary["load_entropy"] == finished.column("router/load_entropy")[-1]
+    for key in ("max_vio", "load_entropy", "token_entropy"):
+        assert summary[f"val_{key}"] == finished.column(f"val/{key}")[-1]
+    assert summary["expert_information"] == finished.column("val/expert_information")[-1] > 0
     stored = sum(t.numel() for n, t in finished.checkpoint()["state_dict"].items() if not n.endswith("_LE"))
     assert summary["num_params"] == stored
     unused = 2 * 2 * 3 * 32 * 48  # layers x experts a token does not visit x three matrices

@@ -169,7 +169,7 @@ RATES: dict[str, dict[str, object]] = {
     "quantile": {},
     "bip": {},
     "sinkhorn": {},
-    "chronovisor": {"pressure_scale": 0.5},
+    "chronovisor": {"pressure_scale": 0.5, "gamma": 0.5},
 }
 Loop = Callable[..., tuple[LanguageModel, ChronovisorCallback]]
 
