@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from chronomoe.model.router import RouterOutput, count_by_expert
+from chronomoe.model.router import RouterOutput, count_assignments
 
 
 def gate_probabilities(logits_TE: Tensor, gate: str) -> Tensor:
@@ -34,26 +34,17 @@ def masked_mean(values: Tensor, real_T: Tensor | None) -> Tensor:
     return torch.tensordot(weight_T, values, dims=1) / weight_T.sum().clamp(min=1)
 
 
-def count_assignments(routing: RouterOutput, real_T: Tensor | None) -> Tensor:
-    """int64 [E], before any is dropped, without padding."""
-    if real_T is None:
-        return routing.tokens_per_expert_E
-    ids_TK = routing.topk_expert_ids_TK
-    return count_by_expert(
-        ids_TK.flatten(), real_T[:, None].expand_as(ids_TK).flatten().long(), routing.logits_TE.shape[-1]
-    )
-
-
 def load_balancing_loss(
     routings: list[RouterOutput], gate: str, real_T: Tensor | None = None, counts_LE: Tensor | None = None
 ) -> Tensor:
     """A scalar, 1 when balanced. `counts_LE`: the counts to take f from; None takes those of these very tokens."""
     losses = []
     for layer, routing in enumerate(routings):
-        counts_E = count_assignments(routing, real_T) if counts_LE is None else counts_LE[layer]
+        ids_TK, num_experts = routing.topk_expert_ids_TK, routing.logits_TE.shape[-1]
+        counts_E = count_assignments(ids_TK, num_experts, real_T) if counts_LE is None else counts_LE[layer]
         share_E = counts_E / counts_E.sum().clamp(min=1)
         mean_E = masked_mean(gate_probabilities(routing.logits_TE, gate), real_T)
-        losses.append(len(share_E) * (share_E.to(mean_E.dtype) * mean_E).sum())
+        losses.append(num_experts * (share_E.to(mean_E.dtype) * mean_E).sum())
     return torch.stack(losses).mean()
 
 

@@ -63,15 +63,23 @@ def count_by_expert(expert_ids_N: Tensor, amounts_N: Tensor, num_experts: int) -
     )
 
 
+def count_assignments(
+    topk_expert_ids_TK: Tensor, num_experts: int, real_T: Tensor | None = None, assigned_TK: Tensor | None = None
+) -> Tensor:
+    """Assignments to each expert, int64 [E]. Left out: padding (False in `real_T`), and columns that are candidates
+    only (False in `assigned_TK`, as expert choice has them)."""
+    counted_TK = torch.ones_like(topk_expert_ids_TK)
+    if assigned_TK is not None:
+        counted_TK = counted_TK * assigned_TK
+    if real_T is not None:
+        counted_TK = counted_TK * real_T[:, None]
+    return count_by_expert(topk_expert_ids_TK.flatten(), counted_TK.flatten(), num_experts)
+
+
 def heat(logits_TE: Tensor, log_temperature_E: Tensor) -> Tensor:
     """The logits under a temperature, z_T of the module docstring: (z - mean z)/temperature up to a constant."""
     centred_TE = logits_TE - logits_TE.mean(dim=-1, keepdim=True)
     return logits_TE + centred_TE * torch.expm1(-log_temperature_E)
-
-
-def apply_field(logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
-    """Logits under temperature and bias."""
-    return heat(logits_TE, log_temperature_E) + expert_bias_E
 
 
 def score(logits_TE: Tensor, gate: str) -> Tensor:

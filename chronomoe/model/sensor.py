@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from chronomoe.model.router import RouterOutput, count_by_expert
+from chronomoe.model.router import RouterOutput, count_assignments, count_by_expert
 
 UNIT = 2**20
 """Real numbers in the sensor are whole multiples of 1/UNIT."""
@@ -62,7 +62,7 @@ def read_layer(state: LayerState, probes: list[Probe]) -> Tensor:
         real_TK = real_T[:, None].expand_as(mass_TK)
         counted_TK = real_TK if counted_TK is None else counted_TK & real_TK
         mass_TK = mass_TK * real_TK
-        assigned_E = count_by_expert(flat_N, counted_TK.flatten().long(), num_experts)
+        assigned_E = count_assignments(routing.topk_expert_ids_TK, num_experts, real_T, routing.assigned_TK)
     dropped_E = torch.zeros_like(assigned_E)
     if routing.kept_TK is not None:
         lost_TK = ~routing.kept_TK if counted_TK is None else ~routing.kept_TK & counted_TK

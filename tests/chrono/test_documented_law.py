@@ -23,7 +23,7 @@ from chronomoe.chrono.laws import LAWS
 from chronomoe.chrono.laws.law import ChronoSettings, Field
 from chronomoe.chrono.observation import Observation
 from chronomoe.chrono.temperature import documented_fast
-from chronomoe.model.router import apply_field
+from chronomoe.model.router import heat
 
 MakeSettings = Callable[..., ChronoSettings]
 Observe = Callable[..., Observation]
@@ -120,7 +120,7 @@ def test_the_field_is_the_published_warp_of_centred_logits() -> None:
     logits_TE = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
     centred_TE = logits_TE - logits_TE.mean(-1, keepdim=True)
     published_TE = (centred_TE + 0.1 * PRESSURE) / EFFECTIVE_1
-    ours_TE = apply_field(centred_TE, 0.1 * PRESSURE / EFFECTIVE_1, EFFECTIVE_1.log())
+    ours_TE = heat(centred_TE, EFFECTIVE_1.log()) + 0.1 * PRESSURE / EFFECTIVE_1
     torch.testing.assert_close(ours_TE, published_TE)
 
 

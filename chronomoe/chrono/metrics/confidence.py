@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
-from chronomoe.chrono.metrics.load import count_assignments, load_entropy, max_vio, unused_expert_frac
+from chronomoe.chrono.metrics.load import load_entropy, max_vio, unused_expert_frac
+from chronomoe.model.losses import gate_probabilities
+from chronomoe.model.router import count_assignments
 
 Routing = tuple[Tensor, Tensor, Tensor | None] | tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 """One layer's (logits_TE, topk_expert_ids_TK, kept_TK), and assigned_TK where some columns are candidates only (expert
@@ -45,9 +46,7 @@ class Tally(NamedTuple):
 
 def token_probabilities(logits_TE: Tensor, gate: str = "softmax") -> Tensor:
     """p_t, fp64 [T, E], rows summing to 1: the softmax, or for `gate="sigmoid"` the sigmoids over their sum."""
-    logits_TE = logits_TE.double()
-    # Sigmoids that are all tiny would be 0/0; the softmax of their logarithms is the same ratio.
-    return (logsigmoid(logits_TE) if gate == "sigmoid" else logits_TE).softmax(dim=-1)
+    return gate_probabilities(logits_TE.double(), gate)
 
 
 def entropy(probabilities: Tensor) -> Tensor:

@@ -15,23 +15,8 @@ import math
 import torch
 from torch import Tensor
 
-from chronomoe.model.router import count_by_expert
-
 FALSE_ALARM = 1e-6
 """A window is long enough to call experts dead when a balanced random router leaves one unused less often than this."""
-
-
-def count_assignments(
-    topk_expert_ids_TK: Tensor, num_experts: int, real_T: Tensor | None = None, assigned_TK: Tensor | None = None
-) -> Tensor:
-    """Assignments to each expert, int64 [E]. Left out: padding (False in `real_T`), and columns that are candidates
-    only (False in `assigned_TK`, as expert choice has them)."""
-    counted_TK = torch.ones_like(topk_expert_ids_TK)
-    if assigned_TK is not None:
-        counted_TK = counted_TK * assigned_TK
-    if real_T is not None:
-        counted_TK = counted_TK * real_T[:, None]
-    return count_by_expert(topk_expert_ids_TK.flatten(), counted_TK.flatten(), num_experts)
 
 
 def gate_mass_share(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from chronomoe.chrono.metrics.load import (
     avg_max_vio,
-    count_assignments,
     count_idle_steps,
     dead_expert_frac,
     dead_window_tokens,
@@ -25,6 +24,7 @@ from chronomoe.chrono.metrics.load import (
     sup_max_vio,
     unused_expert_frac,
 )
+from chronomoe.model.router import count_assignments
 
 counts = st.lists(st.integers(0, 1000), min_size=6, max_size=6).filter(any)
 
