@@ -76,9 +76,7 @@ def assemble(
         enable_model_summary=False,
         default_root_dir=run_dir,
     )
-    module = LanguageModule(
-        model, config.router, config.optim, settings, seed=config.seed, end_of_document=corpus.eos_id
-    )
+    module = LanguageModule(model, config.optim, settings, seed=config.seed, end_of_document=corpus.eos_id)
     data = LanguageDataModule(
         config.data,
         corpus=corpus,

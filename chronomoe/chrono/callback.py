@@ -33,7 +33,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from chronomoe.chrono.controller import Chronovisor
@@ -43,6 +42,7 @@ from chronomoe.chrono.observation import Observation, gather_and_clear
 from chronomoe.chrono.record import RoutingRecord
 from chronomoe.chrono.watch import Watch
 from chronomoe.model.lm import LanguageModel
+from chronomoe.processes import mean_over_processes
 
 
 class ChronovisorCallback(L.Callback):
@@ -128,11 +128,7 @@ class ChronovisorCallback(L.Callback):
 
 def mean_loss(module: Any) -> Tensor:
     """The step's cross-entropy so far, over its micro-batches and all ranks, on the device."""
-    loss = module.loss_sums["loss"] / module.micro_batches
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(loss)
-        loss /= dist.get_world_size()
-    return loss
+    return mean_over_processes(module.loss_sums["loss"] / module.micro_batches)
 
 
 def steer(model: LanguageModel, controller: Chronovisor, loss: Tensor | None = None) -> tuple[Observation, Field]:

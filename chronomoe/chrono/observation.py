@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import Tensor
 
 from chronomoe.model.sensor import ASSIGNMENTS, DROPPED, GATE_MASS, PLAIN_CHANNELS, UNIT, Probe
+from chronomoe.processes import sum_over_processes
 
 
 class Observation(NamedTuple):
@@ -42,9 +42,7 @@ def read_sensor(sensor_LEC: Tensor, probes: Sequence[Probe] = ()) -> Observation
 
 def gather_and_clear(sensor_LEC: Tensor, probes: Sequence[Probe] = ()) -> Observation:
     """Sum the sensor over all ranks and zero it for the next step. Every rank gets the same observation."""
-    total_LEC = sensor_LEC.clone()
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total_LEC)
+    total_LEC = sum_over_processes(sensor_LEC)
     sensor_LEC.zero_()
     return read_sensor(total_LEC, probes)
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import cross_entropy
@@ -21,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from chronomoe.chrono.metrics import confidence
 from chronomoe.chrono.metrics.confidence import Tally
 from chronomoe.model.lm import LanguageModel, Output, number_documents
-from chronomoe.model.settings import RouterSettings
+from chronomoe.processes import sum_over_processes
 from chronomoe.training.optimizer import build_optimizer, lr_factor
 from chronomoe.training.probe_batch import ProbeBatch
 from chronomoe.training.routing_losses import RoutingLosses
@@ -41,7 +40,6 @@ class LanguageModule(L.LightningModule):
     def __init__(
         self,
         model: LanguageModel,
-        router: RouterSettings,
         optim: OptimSettings,
         trainer: TrainerSettings,
         *,
@@ -51,8 +49,7 @@ class LanguageModule(L.LightningModule):
         super().__init__()
         self.model, self.optim_settings, self.trainer_settings = model, optim, trainer
         self.seed, self.end_of_document = seed, end_of_document
-        self.routing_losses = RoutingLosses(model, router)
-        self.gate = router.gate
+        self.routing_losses = RoutingLosses(model, model.router_settings)
         self.gradient_norm: Tensor | None = None
         self.loss_sums: dict[str, Tensor] = {}
         self.micro_batches = 0
@@ -118,7 +115,7 @@ class LanguageModule(L.LightningModule):
         self.val_tokens += tokens
         if output.routings:
             seen = [(r.logits_TE, r.topk_expert_ids_TK, r.kept_TK, r.assigned_TK) for r in output.routings]
-            found = confidence.tally(seen, gate=self.gate)
+            found = confidence.tally(seen, gate=self.model.router_settings.gate)
             self.val_tally = found if self.val_tally is None else confidence.add(self.val_tally, found)
 
     def on_validation_epoch_end(self) -> None:
@@ -126,11 +123,7 @@ class LanguageModule(L.LightningModule):
         means = {"val/loss": self.val_loss_sum / self.val_tokens} | self.val_churn
         values = dict(means)
         if self.val_tally is not None:
-            total = self.val_tally
-            if dist.is_available() and dist.is_initialized():
-                for amount in total:
-                    dist.all_reduce(amount)
-            values |= confidence.read(total)
+            values |= confidence.read(Tally(*map(sum_over_processes, self.val_tally)))
         for name, value in values.items():
             self.log(name, value, sync_dist=name in means, logger=False)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from chronomoe.chrono.metrics.change import churn, churn_null
 from chronomoe.model.lm import LanguageModel
 from chronomoe.model.router import RouterOutput, TopKRouter
+from chronomoe.processes import num_processes
 
 
 class ProbeBatch:
@@ -92,12 +93,12 @@ def clean_selection(logits_TE: Tensor, top_k: int) -> Tensor:
 
 def gather_ranks(mine: Tensor) -> Tensor:
     """Every rank's tensor of this shape, along a new first axis."""
-    if not (dist.is_available() and dist.is_initialized()):
+    if num_processes() == 1:
         return mine[None]
-    parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(mine) for _ in range(num_processes())]
     dist.all_gather(parts, mine.contiguous())
     return torch.stack(parts)
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if num_processes() > 1 else 0

@@ -12,24 +12,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from chronomoe.model.lm import LanguageModel, Output
 from chronomoe.model.losses import load_balancing_loss, router_z_loss
 from chronomoe.model.settings import RouterSettings
+from chronomoe.processes import sum_over_processes
 
 
 def counts_of(output: Output) -> Tensor:
     """int64 [L, E]: assignments of one forward (packed batches hold no padding)."""
     return torch.stack([routing.tokens_per_expert_E for routing in output.routings])
-
-
-def sum_over_ranks(counts_LE: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        counts_LE = counts_LE.clone()
-        dist.all_reduce(counts_LE)
-    return counts_LE
 
 
 class RoutingLosses:
@@ -54,7 +47,7 @@ class RoutingLosses:
             counts = [counts_of(forward()) for forward in forwards]
         finally:
             self.model.sensing = True
-        self._step_counts_LE = sum_over_ranks(torch.stack(counts).sum(dim=0))
+        self._step_counts_LE = sum_over_processes(torch.stack(counts).sum(dim=0))
 
     def __call__(self, output: Output, *, alone: bool) -> dict[str, tuple[float, Tensor]]:
         """Name -> (weight, loss) of what is switched on. `alone`: the step has no other micro-batch."""
@@ -62,7 +55,7 @@ class RoutingLosses:
         if self.balances:
             counts_LE = None
             if self.looks_ahead:
-                counts_LE = sum_over_ranks(counts_of(output)) if alone else self._step_counts_LE
+                counts_LE = sum_over_processes(counts_of(output)) if alone else self._step_counts_LE
             balancing = load_balancing_loss(output.routings, self.router.gate, counts_LE=counts_LE)
             losses["load_balancing_loss"] = (self.router.load_balancing_weight, balancing)
         if self.shrinks:

@@ -22,10 +22,10 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from lightning.pytorch.loggers.logger import Logger
 
 from chronomoe.chrono.callback import ChronovisorCallback
+from chronomoe.processes import mean_over_processes
 from chronomoe.settings import RunFailed
 from chronomoe.training.module import LanguageModule
 from chronomoe.training.settings import TrainerSettings
@@ -70,11 +70,8 @@ class Telemetry(L.Callback):
     @torch.no_grad()
     def _log_row(self, trainer: L.Trainer, module: LanguageModule, step: int) -> None:
         assert module.gradient_norm is not None  # clipping ran before the step that is logged here
-        values = {f"train/{name}": total / module.micro_batches for name, total in module.loss_sums.items()}
-        if dist.is_available() and dist.is_initialized():
-            for loss in values.values():
-                dist.all_reduce(loss)
-                loss /= dist.get_world_size()
+        losses = {name: mean_over_processes(total / module.micro_batches) for name, total in module.loss_sums.items()}
+        values = {f"train/{name}": loss for name, loss in losses.items()}
         values["train/grad_norm"] = module.gradient_norm
         if self.chronovisor is not None:
             values |= self.chronovisor.metrics()

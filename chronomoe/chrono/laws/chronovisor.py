@@ -29,6 +29,7 @@ from chronomoe.chrono.laws.law import (
     Law,
     Signals,
     State,
+    centred,
     knob_signal,
     neutral,
     scheduled_pressure,
@@ -67,7 +68,7 @@ def start(num_layers: int, num_experts: int, settings: ChronovisorSettings, gene
 
 def bounded(lens_LE: Tensor, bound: float) -> Tensor:
     """Centre over experts, then shrink a layer's lens as a whole if it exceeds the bound, so that it stays centred."""
-    centred_LE = lens_LE - lens_LE.mean(dim=-1, keepdim=True)
+    centred_LE = centred(lens_LE)
     largest_L1 = centred_LE.abs().amax(dim=-1, keepdim=True)
     return centred_LE * (bound / largest_L1.clamp(min=1e-12)).clamp(max=1.0)
 
@@ -111,7 +112,7 @@ def step(
     state["memory_LE"] = remember(state["memory_LE"], observation.tokens_per_expert_LE, settings.half_life_steps)
     share_LE = share(state["memory_LE"])
     clipped_LE = (1.0 - share_LE.shape[-1] * share_LE).clamp(-1.0, 1.0)
-    error_LE = clipped_LE - clipped_LE.mean(dim=-1, keepdim=True)  # a common bias would move nothing
+    error_LE = centred(clipped_LE)
     active = ticks.step > settings.start_step
     signals: Signals = {}
     if ticks.micro:
