@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import lightning as L
+import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from chronomoe.chrono.callback import ChronovisorCallback
 from chronomoe.chrono.controller import Chronovisor
 from chronomoe.chrono.laws.law import ControlSettings
-from chronomoe.config import TrainConfig, config_hash
+from chronomoe.config import TrainConfig, config_hash, micro_batch_tokens
 from chronomoe.data.datamodule import LanguageDataModule
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.model.lm import LanguageModel
 from chronomoe.study.live import RoutingPictures
+from chronomoe.training.autotune import Kernels, Workload, choose_kernels
 from chronomoe.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from chronomoe.training.devices import Hardware
 from chronomoe.training.interruption import StopWhenAsked
@@ -85,6 +87,17 @@ def assemble(
         accumulate_grad_batches=settings.accumulate_grad_batches,
     )
     return Parts(trainer, module, data, chronovisor, telemetry)
+
+
+def kernels_for(config: TrainConfig, hardware: Hardware) -> Kernels:
+    """The fastest kernels for this run's micro-batches, on the machine it runs on."""
+    work = Workload(
+        batch=micro_batch_tokens(config) // config.data.seq_len,
+        length=config.data.seq_len,
+        dtype=torch.bfloat16 if hardware.precision == "bf16-mixed" else torch.float32,
+        device=torch.device(hardware.accelerator),
+    )
+    return choose_kernels(config.model, config.router, work, Path(config.data.cache_dir).expanduser())
 
 
 def build_strategy(settings: TrainerSettings, hardware: Hardware) -> Strategy | str:

@@ -67,6 +67,7 @@ WATCHING = (
     "logger.",
     "data.cache_dir",
     "data.num_workers",
+    "trainer.autotune",
     "trainer.log_",
     "trainer.checkpoint_",
     "trainer.keep_",

@@ -165,6 +165,7 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     from chronomoe import assembly
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
+    from chronomoe.training.allocator import keep_freed_memory
     from chronomoe.training.devices import choose_hardware, processor_cores, settle_for
     from chronomoe.training.loggers import close_wandb
 
@@ -173,6 +174,8 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     config = dataclasses.replace(config, trainer=settle_for(config.trainer, hardware))
     if hardware.accelerator == "cpu" and config.trainer.devices > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, processor_cores() // config.trainer.devices))  # alike on every rank
+    if hardware.accelerator == "cpu":
+        keep_freed_memory()
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
     torch.manual_seed(config.seed)
     with torch.device(build_device(config)):
@@ -180,7 +183,9 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     if is_first_process():
         shutil.copytree(corpus.directory / "tokenizer", run_dir / "tokenizer", dirs_exist_ok=True)
     parts = assembly.assemble(config, run_dir, model, corpus, hardware)
-    say(assembly.set_up(config, hardware))
+    if config.trainer.autotune:
+        parts.module.use_kernels(assembly.kernels_for(config, hardware))
+    say(f"{assembly.set_up(config, hardware)}; {parts.module.kernels}")
     failed = True
     try:
         parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path, weights_only=True)

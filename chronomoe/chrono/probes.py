@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.assignment import runner_up, upper_quantile
-from chronomoe.model.router import count_by_expert
+from chronomoe.model.router import count_by_expert, select_largest
 from chronomoe.model.sensor import UNIT, LayerState, Probe, to_fixed_point
 
 BINS = 1000
@@ -50,7 +50,7 @@ def preference(top_k: int) -> Probe:
 
     def read(state: LayerState) -> Tensor:
         routing = state.routing
-        wanted_TK = routing.logits_TE.detach().topk(top_k, dim=-1).indices
+        wanted_TK = select_largest(routing.logits_TE, top_k)
         ones_TK = torch.ones_like(wanted_TK)
         if state.real_T is not None:
             ones_TK = ones_TK * state.real_T[:, None]

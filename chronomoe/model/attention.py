@@ -1,8 +1,9 @@
 """Grouped-query attention with rotary positions and a key-value cache.
 
     q, k, v = x W_qkv ;  q, k rotated by position (arXiv 2104.09864) ;  y = softmax(q k^T / sqrt(head_dim) + mask) v W_o
-Query heads share key-value heads in groups (arXiv 2305.13245). The kernel is torch's scaled_dot_product_attention,
-which picks flash or memory-efficient attention by itself where they exist.
+Query heads share key-value heads in groups (arXiv 2305.13245). Two kernels: torch's scaled_dot_product_attention, which
+picks flash or memory-efficient attention by itself where they exist; and on a processor, for whole short sequences
+under the plain causal mask, the products of causal_attention.py.
 
 Axes: B batch, S sequence, C cached context, H query heads, G key-value heads, A head width, D model dim.
 """
@@ -14,6 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+
+from chronomoe.model.causal_attention import LONGEST, CausalAttention
+from chronomoe.model.products import Linear
 
 
 class Rotation(NamedTuple):
@@ -58,19 +62,25 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
+    kernel: str = "auto"
+    """`products` or `sdpa`; `auto`: products on a processor, where they apply."""
+
     def __init__(self, dim: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
-        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
-        self.out = nn.Linear(num_heads * self.head_dim, dim, bias=False)
+        self.qkv = Linear(dim, (num_heads + 2 * num_kv_heads) * self.head_dim)
+        self.out = Linear(num_heads * self.head_dim, dim)
 
     def forward(
         self, x_BSD: Tensor, rotation: Rotation, allowed_B1SC: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         """`allowed_B1SC` is True where a query may look; None means plain causal attention over the sequence itself."""
         batch, length, _ = x_BSD.shape
-        heads_BSHA = self.qkv(x_BSD).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        q, k, v = heads_BSHA.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
+        qkv_BSNA = self.qkv(x_BSD).view(batch, length, -1, self.head_dim)
+        if allowed_B1SC is None and cache is None and self.multiplies(x_BSD.device.type, length):
+            y_BSHA = CausalAttention.apply(qkv_BSNA, *rotation, self.num_kv_heads)
+            return self.out(y_BSHA.flatten(2))
+        q, k, v = qkv_BSNA.transpose(1, 2).split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
         q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
@@ -78,6 +88,11 @@ class Attention(nn.Module):
         shared = self.num_kv_heads != self.num_heads
         y_BHSA = scaled_dot_product_attention(q, k, v, attn_mask=allowed_B1SC, is_causal=causal, enable_gqa=shared)
         return self.out(y_BHSA.transpose(1, 2).reshape(batch, length, -1))
+
+    def multiplies(self, device_type: str, length: int) -> bool:
+        """Whether a whole sequence of this length under the plain causal mask is attended to by products."""
+        wanted = self.kernel == "products" or (self.kernel == "auto" and device_type == "cpu")
+        return wanted and length <= LONGEST
 
 
 def allowed_pairs(

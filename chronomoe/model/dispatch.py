@@ -7,14 +7,17 @@
 | any number kept | sparse: the kept ones sorted by expert; their number is read by the host once per layer |
 A dropped assignment has no row: its output is 0, and the residual stream carries the token on.
 
-Axes: T tokens, D model dim, K experts per token, N = T*K assignments, E experts, C slots per expert, R rows presented
-to experts (sorted by expert), S sampled tokens.
+Both directions are gathers, in the backward pass too: a token knows its rows and a row its token, so nothing is
+scattered, added in place or summed in an order of chance.
+
+Axes: T tokens, D model dim, K experts per token, N = T*K assignments, E experts, C slots per expert, P rows presented
+to experts (sorted by expert, blocks filled up to whole multiples where the kernel asks for it), S sampled tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,13 +48,86 @@ def order_by_expert(topk_expert_ids_TK: Tensor) -> Tensor:
     return topk_expert_ids_TK.flatten().argsort(stable=True)
 
 
+class Layout(NamedTuple):
+    """Which row is whose."""
+
+    row_TK: Tensor
+    """int64: where each assignment stands."""
+    token_P: Tensor
+    """int64: whose row this is; a row that only fills up a block repeats token 0 and is read by nobody."""
+    rows_per_expert_E: Tensor
+    """int64, the filling included."""
+
+
+def lay_out(topk_expert_ids_TK: Tensor, tokens_per_expert_E: Tensor, block_rows: int) -> Layout:
+    order_N = order_by_expert(topk_expert_ids_TK)
+    token_N = order_N // topk_expert_ids_TK.shape[1]
+    place_N = torch.arange(len(order_N), device=order_N.device)
+    if block_rows == 1:
+        row_N = torch.empty_like(order_N).scatter_(0, order_N, place_N)
+        return Layout(row_N.view_as(topk_expert_ids_TK), token_N, tokens_per_expert_E)
+    rows_E = (tokens_per_expert_E + block_rows - 1) // block_rows * block_rows
+    filling_E = (rows_E - tokens_per_expert_E).cumsum(0) - (rows_E - tokens_per_expert_E)  # in front of each block
+    place_N += filling_E.repeat_interleave(tokens_per_expert_E, output_size=len(order_N))
+    row_N = torch.empty_like(order_N).scatter_(0, order_N, place_N)
+    token_P = order_N.new_zeros(int(rows_E.sum())).scatter_(0, place_N, token_N)
+    return Layout(row_N.view_as(topk_expert_ids_TK), token_P, rows_E)
+
+
+def sum_rows(rows_PD: Tensor, row_TK: Tensor) -> Tensor:
+    """sum over k of rows[row_tk], [T, D]."""
+    total_TD = rows_PD.index_select(0, row_TK[:, 0])
+    for row_T in row_TK.unbind(1)[1:]:
+        total_TD += rows_PD.index_select(0, row_T)
+    return total_TD
+
+
+class Present(torch.autograd.Function):
+    """x_TD -> x_PD: every row its token. Backward: every token the sum of its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, row_TK: Tensor, token_P: Tensor) -> Tensor:
+        ctx.save_for_backward(row_TK)
+        return x_TD.index_select(0, token_P)
+
+    @staticmethod
+    def backward(ctx: Any, d_x_PD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return sum_rows(d_x_PD, *ctx.saved_tensors), None, None
+
+
+class Combine(torch.autograd.Function):
+    """(y_PD, w_TK) -> sum over k of w_tk y[row_tk], in y's dtype. Rows that fill up get a gradient of 0."""
+
+    @staticmethod
+    def forward(ctx: Any, y_PD: Tensor, weights_TK: Tensor, row_TK: Tensor, token_P: Tensor) -> Tensor:
+        ctx.save_for_backward(y_PD, weights_TK, row_TK, token_P)
+        weights_TK = weights_TK.to(y_PD.dtype)
+        total_TD = y_PD.index_select(0, row_TK[:, 0]).mul_(weights_TK[:, :1])
+        for k in range(1, row_TK.shape[1]):
+            total_TD.addcmul_(y_PD.index_select(0, row_TK[:, k]), weights_TK[:, k : k + 1])
+        return total_TD
+
+    @staticmethod
+    def backward(ctx: Any, d_y_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        y_PD, weights_TK, row_TK, token_P = ctx.saved_tensors
+        weight_P = weights_TK.new_zeros(len(token_P)).scatter_(0, row_TK.flatten(), weights_TK.flatten())
+        d_y_PD = d_y_TD.index_select(0, token_P)
+        d_weight_P = torch.linalg.vecdot(d_y_PD.to(weights_TK.dtype), y_PD.to(weights_TK.dtype))
+        return d_y_PD.mul_(weight_P[:, None].to(d_y_PD.dtype)), d_weight_P[row_TK], None, None
+
+
 def dispatch_grouped(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
-    order_N = order_by_expert(routing.topk_expert_ids_TK)
-    top_k = routing.topk_expert_ids_TK.shape[1]
-    y_ND = experts(x_TD[order_N // top_k], routing.tokens_per_expert_E)
-    y_TKD = torch.empty_like(y_ND).index_copy(0, order_N, y_ND).view(*routing.topk_expert_ids_TK.shape, -1)
-    weights_T1K = routing.topk_weights_TK[:, None, :].to(y_TKD.dtype)
-    return Dispatched((weights_T1K @ y_TKD).squeeze(1), lambda tokens_S: y_TKD[tokens_S])
+    ids_TK = routing.topk_expert_ids_TK
+    layout = lay_out(ids_TK, routing.tokens_per_expert_E, experts.block_rows(x_TD.device.type, x_TD.dtype))
+    x_PD: Tensor = Present.apply(x_TD, layout.row_TK, layout.token_P)
+    y_PD = experts(x_PD, layout.rows_per_expert_E)
+    mixture_TD: Tensor = Combine.apply(y_PD, routing.topk_weights_TK, layout.row_TK, layout.token_P)
+
+    def outputs_of(tokens_S: Tensor) -> Tensor:
+        rows_SK = layout.row_TK.index_select(0, tokens_S)
+        return y_PD.index_select(0, rows_SK.flatten()).view(*rows_SK.shape, -1)
+
+    return Dispatched(mixture_TD, outputs_of)
 
 
 def dispatch_batched(

@@ -2,97 +2,119 @@
 
     swiglu: expert_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x)          (arXiv 2002.05202; Mixtral)
     relu:   expert_e(x) = W_down,e relu(W_up,e x)                         (Switch, arXiv 2101.03961)
-Rows arrive sorted by expert, so each expert's tokens are one block and the bank is grouped matrix products; or as a
-fixed number of slots per expert, and the bank is batched products.
+Rows arrive sorted by expert, each expert's tokens one block, and the bank is products of blocks; or as a fixed number
+of slots per expert, and the bank is batched products.
 
-Axes: N assignments (rows sorted by expert), C slots per expert, D model dim, F hidden dim (gate above up under swiglu),
-E experts.
+| kernel | how | where |
+|---|---|---|
+| blocked | one block after another, backward written out | processors |
+| grouped | two grouped products; borders stay on the device | GPUs |
+| looped | one block after another under autograd | the reference; coarse experts on GPUs |
+
+Axes: P rows sorted by expert, p rows of one expert, C slots per expert, D model dim, F hidden dim (gate above up under
+swiglu), E experts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm, silu
+from torch.nn.functional import grouped_mm
 
-from chronomoe.model.feedforward import ACTIVATIONS, swiglu
+from chronomoe.model.feedforward import ACTIVATIONS, Activation
+from chronomoe.model.products import LIBRARIES, library_for, working
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(x_ND, gate_up_EFD, down_EDF, tokens_per_expert_E) -> y_ND."""
-Join = Callable[[Tensor], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
+"""(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation) -> y_PD."""
+
+BLOCK_ROWS = 16
+"""Blocks of the blocked kernel are whole multiples of this: a processor's library prepares code for every number of
+rows it meets, and keeps it; 16 rows are also one tile of AMX."""
 
 
 def run_grouped(
-    x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor, join: Join = swiglu
+    x_PD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, rows_per_expert_E: Tensor, activation: Activation
 ) -> Tensor:
     """All experts in two grouped products; group borders stay on the device, so nothing waits for the host."""
-    ends_E = tokens_per_expert_E.cumsum(0).to(torch.int32)
-    hidden_NF = join(grouped_mm(x_ND.contiguous(), gate_up_EFD.transpose(1, 2), offs=ends_E))
-    return grouped_mm(hidden_NF, down_EDF.transpose(1, 2), offs=ends_E)
-
-
-def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, join: Join = swiglu) -> Tensor:
-    """Every expert over as many slots, [E, C, D] to [E, C, D]; an empty slot (0) gives 0."""
-    return torch.bmm(join(torch.bmm(x_ECD, gate_up_EFD.transpose(1, 2))), down_EDF.transpose(1, 2))
-
-
-class BlockedSwiGLU(torch.autograd.Function):
-    """One expert's block after another, forward and backward, each product written straight into its place.
-
-    On a processor this beats the grouped product: a block's intermediates stay in the cache, no gradient is zeroed
-    before it is written, and the two halves of the hidden gradient need not be joined
-    (d_gate = d_hidden * up * silu'(gate), d_up = d_hidden * silu(gate)). Group sizes are host integers, which on a
-    processor cost nothing.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
-        ctx.sizes = tokens_per_expert_E.tolist()
-        gate_up_NF = x_ND.new_empty(len(x_ND), gate_up_EFD.shape[1])
-        hidden_NF = x_ND.new_empty(len(x_ND), down_EDF.shape[2])
-        y_ND = torch.empty_like(x_ND)
-        blocks = zip(*(rows.split(ctx.sizes) for rows in (x_ND, gate_up_NF, hidden_NF, y_ND)), strict=True)
-        for expert, (x_nD, gate_up_nF, hidden_nF, y_nD) in enumerate(blocks):
-            torch.mm(x_nD, gate_up_EFD[expert].T, out=gate_up_nF)
-            gate_nF, up_nF = gate_up_nF.chunk(2, dim=-1)
-            torch.mul(silu(gate_nF), up_nF, out=hidden_nF)
-            torch.mm(hidden_nF, down_EDF[expert].T, out=y_nD)
-        ctx.save_for_backward(x_ND, gate_up_EFD, down_EDF, gate_up_NF, hidden_NF)
-        return y_ND
-
-    @staticmethod
-    def backward(ctx: Any, d_y_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
-        x_ND, gate_up_EFD, down_EDF, gate_up_NF, hidden_NF = ctx.saved_tensors
-        d_x_ND, d_gate_up_EFD, d_down_EDF = (torch.empty_like(t) for t in (x_ND, gate_up_EFD, down_EDF))
-        blocks = zip(*(rows.split(ctx.sizes) for rows in (x_ND, gate_up_NF, hidden_NF, d_y_ND, d_x_ND)), strict=True)
-        for expert, (x_nD, gate_up_nF, hidden_nF, d_y_nD, d_x_nD) in enumerate(blocks):
-            torch.mm(d_y_nD.T, hidden_nF, out=d_down_EDF[expert])
-            d_hidden_nF = d_y_nD @ down_EDF[expert]
-            gate_nF, up_nF = gate_up_nF.chunk(2, dim=-1)
-            d_gate_up_nF = torch.empty_like(gate_up_nF)
-            d_gate_nF, d_up_nF = d_gate_up_nF.chunk(2, dim=-1)
-            torch.mul(d_hidden_nF, silu(gate_nF), out=d_up_nF)
-            d_gate_nF.copy_(torch.ops.aten.silu_backward(d_hidden_nF.mul_(up_nF), gate_nF))
-            torch.mm(d_gate_up_nF.T, x_nD, out=d_gate_up_EFD[expert])
-            torch.mm(d_gate_up_nF, gate_up_EFD[expert], out=d_x_nD)
-        return d_x_ND, d_gate_up_EFD, d_down_EDF, None
-
-
-def blocked_swiglu(x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
-    y_ND: Tensor = BlockedSwiGLU.apply(x_ND.contiguous(), gate_up_EFD, down_EDF, tokens_per_expert_E)
-    return y_ND
+    ends_E = rows_per_expert_E.cumsum(0).to(torch.int32)
+    hidden_PF = activation.join(grouped_mm(x_PD.contiguous(), gate_up_EFD.transpose(1, 2), offs=ends_E))
+    return grouped_mm(hidden_PF, down_EDF.transpose(1, 2), offs=ends_E)
 
 
 def run_looped(
-    x_ND: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, tokens_per_expert_E: Tensor, join: Join = swiglu
+    x_PD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, rows_per_expert_E: Tensor, activation: Activation
 ) -> Tensor:
     """One expert after another: the reference, and the way for shapes and dtypes that grouped_mm refuses."""
-    blocks = x_ND.split(tokens_per_expert_E.tolist())
-    return torch.cat([join(x_nD @ gate_up_EFD[e].T) @ down_EDF[e].T for e, x_nD in enumerate(blocks)])
+    blocks = x_PD.split(rows_per_expert_E.tolist())
+    return torch.cat([activation.join(x_pD @ gate_up_EFD[e].T) @ down_EDF[e].T for e, x_pD in enumerate(blocks)])
+
+
+def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, activation: Activation) -> Tensor:
+    """Every expert over as many slots, [E, C, D] to [E, C, D]; an empty slot (0) gives 0."""
+    return torch.bmm(activation.join(torch.bmm(x_ECD, gate_up_EFD.transpose(1, 2))), down_EDF.transpose(1, 2))
+
+
+class BlockedExperts(torch.autograd.Function):
+    """One expert's block after another, forward and backward, each product written straight into its place.
+
+    On a processor this beats the grouped product: a block's intermediates stay in the cache, no gradient is zeroed
+    before it is written, and what the activation gives is formed anew in the backward pass instead of being kept.
+    Block sizes are host integers, which on a processor cost nothing.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_PD: Tensor,
+        gate_up_EFD: Tensor,
+        down_EDF: Tensor,
+        rows_per_expert_E: Tensor,
+        activation: Activation,
+        library: str,
+    ) -> Tensor:
+        ctx.sizes, ctx.activation, ctx.library = rows_per_expert_E.tolist(), activation, library
+        multiply_into = into(library, x_PD)
+        gate_up_PF, y_PD = x_PD.new_empty(len(x_PD), gate_up_EFD.shape[1]), torch.empty_like(x_PD)
+        with torch.autocast(x_PD.device.type, enabled=False):
+            for expert, (x_pD, gate_up_pF, y_pD) in enumerate(blocks(ctx.sizes, x_PD, gate_up_PF, y_PD)):
+                if len(x_pD):
+                    multiply_into(gate_up_pF, x_pD, gate_up_EFD[expert])
+                    multiply_into(y_pD, activation.join(gate_up_pF), down_EDF[expert])
+        ctx.save_for_backward(x_PD, gate_up_EFD, down_EDF, gate_up_PF)
+        return y_PD
+
+    @staticmethod
+    def backward(ctx: Any, d_y_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
+        x_PD, gate_up_EFD, down_EDF, gate_up_PF = ctx.saved_tensors
+        multiply, multiply_into = library_for(ctx.library, x_PD), into(ctx.library, x_PD)
+        d_x_PD, d_gate_up_EFD, d_down_EDF = (torch.empty_like(t) for t in (x_PD, gate_up_EFD, down_EDF))
+        parts = blocks(ctx.sizes, x_PD, gate_up_PF, d_y_PD, d_x_PD)
+        for expert, (x_pD, gate_up_pF, d_y_pD, d_x_pD) in enumerate(parts):
+            if not len(x_pD):
+                d_gate_up_EFD[expert], d_down_EDF[expert] = 0.0, 0.0
+                continue
+            d_hidden_pF = multiply(d_y_pD, down_EDF[expert].T)
+            hidden_pF, d_gate_up_pF = ctx.activation.differentiate(gate_up_pF, d_hidden_pF)
+            multiply_into(d_down_EDF[expert], d_y_pD.T, hidden_pF.T)
+            multiply_into(d_gate_up_EFD[expert], d_gate_up_pF.T, x_pD.T)
+            multiply_into(d_x_pD, d_gate_up_pF, gate_up_EFD[expert].T)
+        return d_x_PD, d_gate_up_EFD, d_down_EDF, None, None, None
+
+
+def blocks(sizes: list[int], *rows: Tensor) -> list[tuple[Tensor, ...]]:
+    """Every expert's part of each of `rows` [P, …]."""
+    return list(zip(*(of.split(sizes) for of in rows), strict=True))
+
+
+def into(library: str, x: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
+    """(out, a, b) -> out = a b^T; torch writes it there, oneDNN's operator only returns it."""
+    multiply = library_for(library, x)
+    if multiply is LIBRARIES["torch"]:
+        return lambda out, a, b: torch.mm(a, b.T, out=out)
+    return lambda out, a, b: out.copy_(multiply(a, b))
 
 
 def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:
@@ -100,34 +122,49 @@ def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:
     return dtype in (torch.float32, torch.float16, torch.bfloat16) and all(w * dtype.itemsize % 16 == 0 for w in widths)
 
 
-def choose_kernel(device_type: str, dtype: torch.dtype, activation: str, *widths: int) -> Kernel:
-    """On a processor blocks, or the loop under relu; grouped products elsewhere, or the loop where those refuse dtype
-    or widths."""
-    if device_type == "cpu" and activation == "swiglu":
-        return blocked_swiglu
-    run = run_grouped if device_type != "cpu" and grouped_mm_accepts(dtype, *widths) else run_looped
-    return partial(run, join=ACTIVATIONS[activation].join)
-
-
 class ExpertBank(nn.Module):
     """All experts of one layer as two packed tensors: gate and up projections fused (up alone under relu), and the
     down projection."""
 
+    kernel: str = "auto"
+    """`auto`: blocked on a processor, grouped elsewhere; a tuner may name another."""
+    library: str = "torch"
+    """Who multiplies fp32 on a processor."""
+
     def __init__(self, num_experts: int, dim: int, hidden_dim: int, activation: str = "swiglu") -> None:
         super().__init__()
         self.activation = activation
-        parts = ACTIVATIONS[activation].parts
-        self.gate_up_EFD = nn.Parameter(torch.empty(num_experts, parts * hidden_dim, dim))
+        self.gate_up_EFD = nn.Parameter(torch.empty(num_experts, ACTIVATIONS[activation].parts * hidden_dim, dim))
         self.down_EDF = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
 
     def weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        return self.gate_up_EFD.to(dtype), self.down_EDF.to(dtype)
+        return working(self.gate_up_EFD, dtype), working(self.down_EDF, dtype)
 
-    def forward(self, x_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
-        """Rows [N, D] sorted by expert, in the dtype the products shall run in; returns rows in the same order."""
-        kernel = choose_kernel(x_ND.device.type, x_ND.dtype, self.activation, *self.down_EDF.shape[1:])
-        return kernel(x_ND, *self.weights(x_ND.dtype), tokens_per_expert_E)
+    def kernel_for(self, device_type: str, dtype: torch.dtype) -> str:
+        """The kernel asked for, or the nearest that takes these: grouped products refuse some dtypes and widths."""
+        kernel = self.kernel
+        if kernel == "auto":
+            kernel = "blocked" if device_type == "cpu" else "grouped"
+        if kernel == "grouped" and not grouped_mm_accepts(dtype, *self.down_EDF.shape[1:]):
+            kernel = "looped"
+        return kernel
+
+    def block_rows(self, device_type: str, dtype: torch.dtype) -> int:
+        """Every expert's rows must be a whole multiple of this."""
+        return BLOCK_ROWS if self.kernel_for(device_type, dtype) == "blocked" else 1
+
+    def forward(self, x_PD: Tensor, rows_per_expert_E: Tensor) -> Tensor:
+        """Rows [P, D] sorted by expert, in the dtype the products shall run in; returns rows in the same order."""
+        gate_up_EFD, down_EDF = self.weights(x_PD.dtype)
+        kernel = self.kernel_for(x_PD.device.type, x_PD.dtype)
+        if kernel == "blocked":
+            y_PD: Tensor = BlockedExperts.apply(
+                x_PD.contiguous(), gate_up_EFD, down_EDF, rows_per_expert_E, ACTIVATIONS[self.activation], self.library
+            )
+            return y_PD
+        run = run_grouped if kernel == "grouped" else run_looped
+        return run(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, ACTIVATIONS[self.activation])
 
     def batched(self, x_ECD: Tensor) -> Tensor:
         """Slots [E, C, D] in the dtype the products shall run in; returns as many."""
-        return run_batched(x_ECD, *self.weights(x_ECD.dtype), ACTIVATIONS[self.activation].join)
+        return run_batched(x_ECD, *self.weights(x_ECD.dtype), ACTIVATIONS[self.activation])

@@ -19,12 +19,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from chronomoe.model.attention import Attention, KeyValueCache, Rotation, allowed_pairs, rotary_angles
+from chronomoe.model.cross_entropy import cross_entropy
 from chronomoe.model.expert_choice import EXPERTS_PER_TOKEN, follow_threshold, initial_threshold, threshold_probe
+from chronomoe.model.experts import ExpertBank
 from chronomoe.model.feedforward import FeedForward
 from chronomoe.model.moe import MoELayer, build_moe
+from chronomoe.model.norm import RMSNorm
+from chronomoe.model.products import Linear, keep_working_copy, working
 from chronomoe.model.router import Balancer, RouterOutput
 from chronomoe.model.sensor import PLAIN_CHANNELS, LayerState, Probe, read_layer
 from chronomoe.model.settings import ModelSettings, RouterSettings
@@ -32,17 +35,30 @@ from chronomoe.settings import InputError
 
 
 class Output(NamedTuple):
-    logits_BSV: Tensor
+    hidden_BSD: Tensor
+    """What the head reads, in the dtype of its product."""
     routings: list[RouterOutput]
     """One per MoE layer; empty for a dense model."""
+    head: Linear
+
+    @property
+    def logits_BSV(self) -> Tensor:
+        """Formed when asked for; training asks for the loss alone, which never holds them."""
+        logits_BSV: Tensor = self.head(self.hidden_BSD)
+        return logits_BSV
+
+    def loss(self, targets_BS: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token, fp32."""
+        head_VD = working(self.head.weight, self.hidden_BSD.dtype)
+        return cross_entropy(self.hidden_BSD.flatten(0, 1), head_VD, targets_BS.flatten(), self.head.library)
 
 
 class Block(nn.Module):
     def __init__(self, model: ModelSettings, router: RouterSettings, actuation: str, layer: int) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(model.dim, model.norm_eps)
+        self.attention_norm = RMSNorm(model.dim, model.norm_eps)
         self.attention = Attention(model.dim, model.num_heads, model.num_kv_heads)
-        self.ffn_norm = nn.RMSNorm(model.dim, model.norm_eps)
+        self.ffn_norm = RMSNorm(model.dim, model.norm_eps)
         self.ffn: MoELayer | FeedForward
         if model.dense:
             width = round((router.experts_per_token + model.num_shared_experts) * model.hidden_dim)
@@ -84,8 +100,8 @@ class LanguageModel(nn.Module):
         self.settings, self.router_settings = settings, router
         self.embedding = nn.Embedding(settings.vocab_size, settings.dim)
         self.blocks = nn.ModuleList(Block(settings, router, actuation, layer) for layer in range(settings.num_layers))
-        self.norm = nn.RMSNorm(settings.dim, settings.norm_eps)
-        self.head = nn.Linear(settings.dim, settings.vocab_size, bias=False)
+        self.norm = RMSNorm(settings.dim, settings.norm_eps)
+        self.head = Linear(settings.dim, settings.vocab_size)
         if settings.tie_embeddings:
             self.head.weight = self.embedding.weight
         shape = (settings.num_moe_layers, settings.num_experts)
@@ -123,6 +139,13 @@ class LanguageModel(nn.Module):
         for block in self.blocks:
             if isinstance(block.ffn, MoELayer):
                 block.ffn.router.balancer, block.ffn.router.balance_evaluation = balancer, in_evaluation
+
+    def keep_working_copies(self, dtype: torch.dtype, *, half_gradients: bool) -> None:
+        """Cast every matrix that multiplies in `dtype` once per optimizer step: products.py, `keep_working_copy`."""
+        for module in self.modules():
+            if isinstance(module, Linear | ExpertBank):
+                for weight in module.parameters(recurse=False):
+                    keep_working_copy(weight, dtype, half_gradient=half_gradients)
 
     def own_probes(self) -> list[Probe]:
         """What the model's own router asks of the sensor, whoever else watches."""
@@ -181,7 +204,7 @@ class LanguageModel(nn.Module):
                     readings.append(read_layer(state, self.probes))
         if readings:
             self.sensor_LEC += torch.stack(readings)
-        return Output(linear(self.norm(x_BSD), self.head.weight), routings)
+        return Output(self.norm(x_BSD), routings, self.head)
 
     def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
         """Empty key-value caches for `capacity` tokens, one per block, where and as precise as the weights are.

@@ -8,7 +8,6 @@ Axes: T tokens, D model dim, E experts.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from chronomoe.model.dispatch import dispatch
@@ -36,8 +35,6 @@ class MoELayer(nn.Module):
     ) -> tuple[Tensor, LayerState]:
         """Returns the layer's output [T, D] and everything it knows of this forward."""
         routing: RouterOutput = self.router(x_TD, expert_bias_E, log_temperature_E, real_T)
-        if torch.is_autocast_enabled(x_TD.device.type):
-            x_TD = x_TD.to(torch.get_autocast_dtype(x_TD.device.type))
         mixture_TD, outputs_of = dispatch(x_TD, routing, self.experts)
         state = LayerState(self.layer, routing, expert_bias_E, real_T, outputs_of, mixture_TD)
         if self.shared_experts is None:

@@ -46,11 +46,10 @@ def processor_cores() -> int:
 def choose_precision(precision: str, accelerator: str) -> str:
     if precision != "auto":
         return precision
-    has_bf16 = (
-        torch.cuda.is_bf16_supported(including_emulation=False)
-        if accelerator == "cuda"
-        else torch.cpu._is_amx_tile_supported()
-    )
+    if accelerator == "cuda":
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if has_bf16 else "32-true"
 
 

@@ -8,6 +8,7 @@ Axes: B batch, S sequence, V vocabulary.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -15,23 +16,19 @@ import lightning as L
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.nn.functional import cross_entropy
 
 from chronomoe.chrono.metrics import confidence
 from chronomoe.chrono.metrics.confidence import Tally
 from chronomoe.model.lm import LanguageModel, Output, number_documents
 from chronomoe.processes import sum_over_processes
+from chronomoe.training.adamw import AdamW
+from chronomoe.training.autotune import Kernels, use
 from chronomoe.training.optimizer import build_optimizer, lr_factor
 from chronomoe.training.probe_batch import ProbeBatch
 from chronomoe.training.routing_losses import RoutingLosses
 from chronomoe.training.settings import OptimSettings, TrainerSettings
 
 Batch = dict[str, Tensor]
-
-
-def next_token_loss(output: Output, batch: Batch) -> Tensor:
-    """Mean cross-entropy in nats per token."""
-    return cross_entropy(output.logits_BSV.flatten(0, 1).float(), batch["targets"].flatten())
 
 
 class LanguageModule(L.LightningModule):
@@ -49,6 +46,7 @@ class LanguageModule(L.LightningModule):
         super().__init__()
         self.model, self.optim_settings, self.trainer_settings = model, optim, trainer
         self.seed, self.end_of_document = seed, end_of_document
+        self.kernels = Kernels()
         self.routing_losses = RoutingLosses(model, model.router_settings)
         self.gradient_norm: Tensor | None = None
         self.loss_sums: dict[str, Tensor] = {}
@@ -56,6 +54,10 @@ class LanguageModule(L.LightningModule):
         self.val_loss_sum, self.val_tokens = torch.zeros(()), 0
         self.val_tally: Tally | None = None
         self.probe_batch, self.val_churn = ProbeBatch(model), dict[str, Tensor]()
+
+    def use_kernels(self, kernels: Kernels) -> None:
+        self.kernels = kernels
+        use(self.model, kernels)
 
     def configure_model(self) -> None:
         if self.trainer_settings.strategy != "fsdp" or hasattr(self.model, "set_requires_gradient_sync"):
@@ -94,7 +96,7 @@ class LanguageModule(L.LightningModule):
         if self.routing_losses.looks_ahead and not alone and self.micro_batches == 0:
             self.look_ahead()
         output = self.training_forward(batch["input_ids"], self.micro_batches)
-        loss = next_token_loss(output, batch)
+        loss = output.loss(batch["targets"])
         weighted = self.routing_losses(output, alone=alone)
         for name, value in {"loss": loss, **{name: value for name, (_, value) in weighted.items()}}.items():
             self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.detach()
@@ -111,7 +113,7 @@ class LanguageModule(L.LightningModule):
         if batch_idx == 0:  # the same tokens at every evaluation
             field = self.model.expert_bias_LE, self.model.log_temperature_LE
             self.val_churn = self.probe_batch.see(batch["input_ids"], output.routings, *field)
-        self.val_loss_sum += next_token_loss(output, batch) * tokens
+        self.val_loss_sum += output.loss(batch["targets"]) * tokens
         self.val_tokens += tokens
         if output.routings:
             seen = [(r.logits_TE, r.topk_expert_ids_TK, r.kept_TK, r.assigned_TK) for r in output.routings]
@@ -129,9 +131,11 @@ class LanguageModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["probe_batch"] = self.probe_batch.state_dict()
+        checkpoint["kernels"] = asdict(self.kernels)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.probe_batch.load_state_dict(checkpoint.get("probe_batch", {}))  # older ones have none
+        self.use_kernels(Kernels(**checkpoint.get("kernels", {})))  # others would round differently
 
     def configure_gradient_clipping(
         self,
@@ -141,6 +145,10 @@ class LanguageModule(L.LightningModule):
     ) -> None:
         """Clip by global norm and keep the norm for the log; every strategy takes this path."""
         limit = self.trainer_settings.gradient_clip or float("inf")
+        inner = getattr(optimizer, "optimizer", optimizer)  # Lightning's wrapper keeps it there
+        if isinstance(inner, AdamW) and self.trainer_settings.strategy != "fsdp":
+            self.gradient_norm = inner.clip(limit)
+            return
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
@@ -148,7 +156,17 @@ class LanguageModule(L.LightningModule):
         """Learning rate of optimizer step `step`, from 0."""
         return self.optim_settings.lr * lr_factor(step, self.trainer_settings.max_steps, self.optim_settings)
 
+    def keep_working_copies(self) -> None:
+        """Under bf16-mixed, cast weights once per step. Sharding has bf16 weights of its own; only where no gradients
+        are summed can they stay in bf16, and only the processor's optimizer takes them so."""
+        settings = self.trainer_settings
+        if self.trainer.precision != "bf16-mixed" or settings.strategy == "fsdp":
+            return
+        alone = settings.strategy == "single" and settings.accumulate_grad_batches == 1
+        self.model.keep_working_copies(torch.bfloat16, half_gradients=alone and self.device.type == "cpu")
+
     def configure_optimizers(self) -> Any:
+        self.keep_working_copies()
         # torch's fused AdamW is several times faster on CPU and GPU; on CPU it does not take sharded tensors.
         sharded_on_cpu = self.trainer_settings.strategy == "fsdp" and self.device.type == "cpu"
         optimizer = build_optimizer(self.model, self.optim_settings, fused=not sharded_on_cpu)

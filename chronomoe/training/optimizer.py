@@ -1,13 +1,13 @@
-"""AdamW with decay groups, and learning-rate schedules as pure functions of the step."""
+"""Learning-rate schedules as pure functions of the step, and AdamW's decay groups."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
-import torch
 from torch import nn
 
+from chronomoe.training.adamw import AdamW
 from chronomoe.training.settings import OptimSettings
 
 
@@ -36,7 +36,7 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> lis
     ]
 
 
-def build_optimizer(model: nn.Module, optim: OptimSettings, *, fused: bool) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, optim: OptimSettings, *, fused: bool) -> AdamW:
     betas = (optim.betas[0], optim.betas[1])
     groups = decay_groups(model.parameters(), optim.weight_decay)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, fused=fused)
+    return AdamW(groups, lr=optim.lr, betas=betas, fused=fused)

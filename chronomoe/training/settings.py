@@ -36,7 +36,10 @@ class TrainerSettings:
     strategy: str = setting("single", choices=["single", "ddp", "fsdp"])
     """One process, replicated (DDP), or sharded parameters (FSDP2)."""
     precision: str = setting("auto", choices=["auto", "32-true", "bf16-mixed"])
-    """`auto`: bf16-mixed on a GPU with bf16 or a processor with AMX, else fp32."""
+    """`auto`: bf16-mixed on a GPU or processor that multiplies bf16 in hardware (AMX, AVX-512 BF16), else fp32."""
+    autotune: bool = setting(True)
+    """Measure at the first start which kernels are fastest for these shapes on this machine, and remember it; false
+    takes the defaults."""
     max_steps: int = setting(low=1)
     """Optimizer steps of the run; every schedule follows it."""
     accumulate_grad_batches: int = setting(1, low=1)

@@ -12,15 +12,29 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.experts import (
+    BlockedExperts,
     ExpertBank,
-    blocked_swiglu,
-    choose_kernel,
     grouped_mm_accepts,
     run_grouped,
     run_looped,
 )
+from chronomoe.model.feedforward import ACTIVATIONS, Activation
+from chronomoe.model.products import onednn_multiplies
 
 DIM, HIDDEN, E = 16, 24, 5
+SWIGLU, RELU = ACTIVATIONS["swiglu"], ACTIVATIONS["relu"]
+
+
+def run_blocked(*inputs: Tensor | Activation) -> Tensor:
+    return BlockedExperts.apply(*inputs, "torch")
+
+
+def run_blocked_by_onednn(*inputs: Tensor | Activation) -> Tensor:
+    if not onednn_multiplies("cpu", torch.float32):
+        pytest.skip("this torch has no oneDNN product")
+    return BlockedExperts.apply(*inputs, "onednn")
+
+
 LOADS = {
     "uneven": [3, 1, 7, 2, 4],
     "empty experts at both ends": [0, 6, 0, 5, 0],
@@ -54,26 +68,30 @@ def token_by_token(x_ND: Tensor, bank: ExpertBank, load: list[int]) -> Tensor:
 
 
 def values_and_gradients(
-    kernel: Callable[..., Tensor], x_ND: Tensor, bank: ExpertBank, load: list[int]
+    kernel: Callable[..., Tensor],
+    x_ND: Tensor,
+    bank: ExpertBank,
+    load: list[int],
+    activation: Activation = SWIGLU,
 ) -> list[Tensor]:
     """Output, and gradients of a weighted sum of it with respect to rows, gate-up and down weights."""
     inputs = (x_ND, bank.gate_up_EFD, bank.down_EDF)
-    y_ND = kernel(*inputs, torch.tensor(load))
+    y_ND = kernel(*inputs, torch.tensor(load), activation)
     direction_ND = torch.linspace(-1, 1, y_ND.numel()).view_as(y_ND).to(y_ND.dtype)
     return [y_ND, *torch.autograd.grad((y_ND * direction_ND).sum(), inputs)]
 
 
 @by_load
-@pytest.mark.parametrize("kernel", [run_looped, run_grouped, blocked_swiglu])
+@pytest.mark.parametrize("kernel", [run_looped, run_grouped, run_blocked, run_blocked_by_onednn])
 def test_kernels_compute_the_equation_of_every_token(kernel: Callable[..., Tensor], load: list[int]) -> None:
     bank, x_ND = bank_and_rows(load, torch.float32)
-    y_ND = kernel(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
+    y_ND = kernel(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load), SWIGLU)
     torch.testing.assert_close(y_ND, token_by_token(x_ND, bank, load))
 
 
 @by_load
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kernel", [run_grouped, blocked_swiglu])
+@pytest.mark.parametrize("kernel", [run_grouped, run_blocked, run_blocked_by_onednn])
 def test_fast_kernels_equal_the_loop_in_values_and_gradients(
     kernel: Callable[..., Tensor], load: list[int], dtype: torch.dtype, tolerance: float
 ) -> None:
@@ -87,14 +105,16 @@ def test_fast_kernels_equal_the_loop_in_values_and_gradients(
 
 
 @by_load
-def test_the_written_out_backward_is_the_derivative(load: list[int]) -> None:
+@pytest.mark.parametrize("activation", [SWIGLU, RELU], ids=["swiglu", "relu"])
+def test_the_written_out_backward_is_the_derivative(load: list[int], activation: Activation) -> None:
     bank, x_ND = bank_and_rows([min(count, 3) for count in load], torch.float64, dim=3, hidden=2)
-    inputs = (x_ND, bank.gate_up_EFD, bank.down_EDF)
+    gate_up_EFD = bank.gate_up_EFD[:, : activation.parts * 2].detach().clone().requires_grad_()
+    inputs = (x_ND, gate_up_EFD, bank.down_EDF)
     sizes = torch.tensor([min(count, 3) for count in load])
-    assert torch.autograd.gradcheck(lambda *tensors: blocked_swiglu(*tensors, sizes), inputs)
+    assert torch.autograd.gradcheck(lambda *tensors: run_blocked(*tensors, sizes, activation), inputs)
 
 
-@pytest.mark.parametrize("kernel", [run_grouped, blocked_swiglu])
+@pytest.mark.parametrize("kernel", [run_grouped, run_blocked, run_blocked_by_onednn])
 def test_an_idle_expert_gets_a_zero_gradient_and_a_used_one_does_not(kernel: Callable[..., Tensor]) -> None:
     load = LOADS["empty experts at both ends"]
     bank, x_ND = bank_and_rows(load, torch.float32)
@@ -129,14 +149,14 @@ def test_non_contiguous_rows_read_the_same() -> None:
 def test_a_gpu_takes_the_grouped_kernel_where_it_exists_and_the_loop_elsewhere(
     dtype: torch.dtype, hidden: int, expected: str
 ) -> None:
-    assert choose_kernel("cuda", dtype, "swiglu", DIM, hidden).func.__name__ == f"run_{expected}"
+    assert ExpertBank(E, DIM, hidden).kernel_for("cuda", dtype) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_processor_takes_blocks_whatever_the_dtype_and_width(dtype: torch.dtype) -> None:
     load = LOADS["uneven"]
     bank, x_ND = bank_and_rows(load, dtype, hidden=22)
-    assert choose_kernel("cpu", dtype, "swiglu", DIM, 22) is blocked_swiglu
+    assert bank.kernel_for("cpu", dtype) == "blocked"
     y_ND = bank(x_ND, torch.tensor(load))
     torch.testing.assert_close(y_ND, token_by_token(x_ND, bank, load), rtol=0.05, atol=0.05)
 
@@ -146,7 +166,7 @@ def test_grouped_mm_accepts_what_it_can_run_and_refuses_what_it_cannot(width: in
     load = LOADS["uneven"]
     bank, x_ND = bank_and_rows(load, torch.float32, dim=width, hidden=width)
     try:
-        run_grouped(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load))
+        run_grouped(x_ND, bank.gate_up_EFD, bank.down_EDF, torch.tensor(load), SWIGLU)
         ran = True
     except RuntimeError:
         ran = False
@@ -176,18 +196,11 @@ def test_batched_slots_equal_sorted_rows_in_values_and_gradients(activation: str
 
 
 @by_load
-@pytest.mark.parametrize("kernel", [run_looped, run_grouped])
+@pytest.mark.parametrize("kernel", [run_looped, run_grouped, run_blocked])
 def test_relu_experts_compute_their_equation(kernel: Callable[..., Tensor], load: list[int]) -> None:
     _, bank = slots_and_bank("relu")
     x_ND = torch.randn(sum(load), DIM, generator=torch.Generator().manual_seed(1))
-    y_ND = kernel(x_ND, *bank.weights(torch.float32), torch.tensor(load), torch.relu)
+    y_ND = kernel(x_ND, *bank.weights(torch.float32), torch.tensor(load), RELU)
     owners = [expert for expert, count in enumerate(load) for _ in range(count)]
     rows = [bank.down_EDF[e] @ (bank.gate_up_EFD[e] @ x_D).clamp(min=0) for x_D, e in zip(x_ND, owners, strict=True)]
     torch.testing.assert_close(y_ND, torch.stack(rows) if rows else x_ND)
-
-
-@pytest.mark.parametrize(("device", "expected"), [("cpu", "run_looped"), ("cuda", "run_grouped")])
-def test_relu_experts_never_take_the_kernel_written_for_swiglu(device: str, expected: str) -> None:
-    kernel = choose_kernel(device, torch.float32, "relu", DIM, HIDDEN)
-    assert kernel.func.__name__ == expected
-    assert kernel.keywords == {"join": torch.relu}

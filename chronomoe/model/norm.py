@@ -1,0 +1,47 @@
+"""RMSNorm (arXiv 1910.07467) whose output is already in the dtype that the next product runs in.
+
+    r = 1/sqrt(mean_d x_d^2 + eps) ;  y = w x r
+    d_x = r (w d_y - x r^2 mean_d(w d_y x)) ;  d_w = sum_t d_y x r
+torch has one fused kernel of it on GPUs and none on processors, where its backward pass is a chain of small ones.
+
+Axes: T tokens (all axes but the last), D model dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from chronomoe.model.products import product_dtype
+
+
+class Normalise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        with torch.autocast(x_TD.device.type, enabled=False):
+            norm_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
+            scale_T1 = norm_T1.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
+            ctx.save_for_backward(x_TD, weight_D, scale_T1)
+            return (x_TD * scale_T1).mul_(weight_D).to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, d_y_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        x_TD, weight_D, scale_T1 = ctx.saved_tensors
+        normal_TD, d_y_TD = x_TD * scale_T1, d_y_TD.to(x_TD.dtype)
+        product_TD = d_y_TD * normal_TD
+        d_weight_D = product_TD.sum(dim=0)
+        mean_T1 = torch.mv(product_TD, weight_D).div_(len(weight_D))[:, None]
+        return (d_y_TD * weight_D).sub_(normal_TD.mul_(mean_T1)).mul_(scale_T1), d_weight_D, None, None
+
+
+class RMSNorm(nn.RMSNorm):
+    """Over the last axis, in x's own precision; the output is in `product_dtype`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = product_dtype(x)
+        if x.device.type != "cpu" or x.dtype != self.weight.dtype:
+            return super().forward(x).to(dtype)
+        y: Tensor = Normalise.apply(x.flatten(0, -2), self.weight, self.eps, dtype)
+        return y.view(x.shape)
