@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from chronomoe.model.causal_attention import LONGEST, CausalAttention
+from chronomoe.model.elementwise import as_chosen
 from chronomoe.model.products import Linear
 
 
@@ -64,6 +65,8 @@ class KeyValueCache:
 class Attention(nn.Module):
     kernel: str = "auto"
     """`products` or `sdpa`; `auto`: products on a processor, where they apply."""
+    elementwise: str = "eager"
+    """Whether the rotation in front of sdpa is `compiled`."""
 
     def __init__(self, dim: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
@@ -81,7 +84,8 @@ class Attention(nn.Module):
             y_BSHA = CausalAttention.apply(qkv_BSNA, *rotation, self.num_kv_heads)
             return self.out(y_BSHA.flatten(2))
         q, k, v = qkv_BSNA.transpose(1, 2).split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        turn = as_chosen(rotate, self.elementwise)
+        q, k = turn(q, rotation), turn(k, rotation)
         if cache is not None:
             k, v = cache.append(k, v)
         causal = allowed_B1SC is None and length > 1

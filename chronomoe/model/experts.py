@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 
+from chronomoe.model.elementwise import as_chosen
 from chronomoe.model.feedforward import ACTIVATIONS, Activation
 from chronomoe.model.products import LIBRARIES, library_for, working
 
@@ -130,6 +131,8 @@ class ExpertBank(nn.Module):
     """`auto`: blocked on a processor, grouped elsewhere; a tuner may name another."""
     library: str = "torch"
     """Who multiplies fp32 on a processor."""
+    elementwise: str = "eager"
+    """Whether the grouped kernel's activation is `compiled`."""
 
     def __init__(self, num_experts: int, dim: int, hidden_dim: int, activation: str = "swiglu") -> None:
         super().__init__()
@@ -163,7 +166,9 @@ class ExpertBank(nn.Module):
             )
             return y_PD
         run = run_grouped if kernel == "grouped" else run_looped
-        return run(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, ACTIVATIONS[self.activation])
+        activation = ACTIVATIONS[self.activation]
+        activation = activation._replace(join=as_chosen(activation.join, self.elementwise))
+        return run(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation)
 
     def batched(self, x_ECD: Tensor) -> Tensor:
         """Slots [E, C, D] in the dtype the products shall run in; returns as many."""

@@ -5,6 +5,7 @@
 | library of fp32 products | torch (MKL), oneDNN | processors |
 | attention | products, sdpa | processors, for sequences that products take |
 | experts | grouped, looped | GPUs |
+| element-wise parts | eager, compiled | GPUs |
 Each candidate runs a layer's own module forward and backward on made-up tokens of the run's shapes, balanced over
 experts; another than the default must be MARGIN faster, so that noise does not choose. Kernels round differently, so
 the choice belongs to a run: it is kept in a file beside the packed corpora, which all runs of a machine read, and in
@@ -18,6 +19,7 @@ import platform
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -43,9 +45,10 @@ class Kernels:
     library: str = "torch"
     attention: str = "auto"
     experts: str = "auto"
+    elementwise: str = "eager"
 
     def __str__(self) -> str:
-        return f"kernels: experts {self.experts}, attention {self.attention}, fp32 products {self.library}"
+        return "kernels: " + ", ".join(f"{name} {choice}" for name, choice in asdict(self).items())
 
 
 def use(model: LanguageModel, kernels: Kernels) -> None:
@@ -56,6 +59,8 @@ def use(model: LanguageModel, kernels: Kernels) -> None:
             module.kernel = kernels.experts
         if isinstance(module, Attention):
             module.kernel = kernels.attention
+        if isinstance(module, ExpertBank | Attention):
+            module.elementwise = kernels.elementwise
 
 
 @dataclass(kw_only=True)
@@ -140,7 +145,11 @@ def measure(model: ModelSettings, router: RouterSettings, work: Workload) -> Ker
                 torch.nn.init.normal_(weight, std=model.init_std)
             x_PD, rows_E = work.random(rows * model.num_experts, model.dim), torch.full((model.num_experts,), rows)
             experts.to(work.device, work.dtype)
-            found.experts = fastest(experts, "kernel", ("grouped", "looped"), x_PD, rows_E.to(work.device))
+            rows_E = rows_E.to(work.device)
+            found.experts = fastest(experts, "kernel", ("grouped", "looped"), x_PD, rows_E)
+            if can_compile():
+                experts.kernel = found.experts
+                found.elementwise = fastest(experts, "elementwise", ("eager", "compiled"), x_PD, rows_E)
     return found
 
 
@@ -162,6 +171,11 @@ def fastest(module: nn.Module, attribute: str, values: tuple[str, ...], x: Tenso
     medians = {value: statistics.median(times) for value, times in seconds.items()}
     best = min(values, key=medians.__getitem__)
     return best if medians[best] * MARGIN < medians[values[0]] else values[0]
+
+
+def can_compile() -> bool:
+    """torch.compile writes GPU kernels with Triton, which is not on every machine."""
+    return find_spec("triton") is not None
 
 
 def wait(device: torch.device) -> None:
