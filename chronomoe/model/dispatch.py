@@ -48,29 +48,37 @@ def order_by_expert(topk_expert_ids_TK: Tensor) -> Tensor:
     return topk_expert_ids_TK.flatten().argsort(stable=True)
 
 
+ROWS_STEP = 512
+"""Filled blocks are filled up to a multiple of this in all, so that steps take and free memory of few sizes."""
+
+
 class Layout(NamedTuple):
     """Which row is whose."""
 
     row_TK: Tensor
     """int64: where each assignment stands."""
     token_P: Tensor
-    """int64: whose row this is; a row that only fills up a block repeats token 0 and is read by nobody."""
+    """int64: whose row this is; a row that only fills up a block, or stands behind the last one, repeats token 0 and is
+    read by nobody."""
     rows_per_expert_E: Tensor
     """int64, the filling included."""
 
 
-def lay_out(topk_expert_ids_TK: Tensor, tokens_per_expert_E: Tensor, block_rows: int) -> Layout:
+def lay_out(topk_expert_ids_TK: Tensor, tokens_per_expert_E: Tensor, block_sizes: list[int] | None) -> Layout:
+    """`block_sizes`: the numbers of rows an expert's block may have, rising; None: any."""
     order_N = order_by_expert(topk_expert_ids_TK)
     token_N = order_N // topk_expert_ids_TK.shape[1]
     place_N = torch.arange(len(order_N), device=order_N.device)
-    if block_rows == 1:
-        row_N = torch.empty_like(order_N).scatter_(0, order_N, place_N)
-        return Layout(row_N.view_as(topk_expert_ids_TK), token_N, tokens_per_expert_E)
-    rows_E = (tokens_per_expert_E + block_rows - 1) // block_rows * block_rows
-    filling_E = (rows_E - tokens_per_expert_E).cumsum(0) - (rows_E - tokens_per_expert_E)  # in front of each block
-    place_N += filling_E.repeat_interleave(tokens_per_expert_E, output_size=len(order_N))
+    rows_E, token_P = tokens_per_expert_E, token_N
+    if block_sizes is not None:
+        allowed = torch.tensor(block_sizes, device=order_N.device)
+        rows_E = allowed[torch.searchsorted(allowed, tokens_per_expert_E)]
+        filling_E = rows_E - tokens_per_expert_E
+        in_front_E = filling_E.cumsum(0) - filling_E
+        place_N += in_front_E.repeat_interleave(tokens_per_expert_E, output_size=len(order_N))
+        num_rows = -(-int(rows_E.sum()) // ROWS_STEP) * ROWS_STEP
+        token_P = order_N.new_zeros(num_rows).scatter_(0, place_N, token_N)
     row_N = torch.empty_like(order_N).scatter_(0, order_N, place_N)
-    token_P = order_N.new_zeros(int(rows_E.sum())).scatter_(0, place_N, token_N)
     return Layout(row_N.view_as(topk_expert_ids_TK), token_P, rows_E)
 
 
@@ -118,7 +126,7 @@ class Combine(torch.autograd.Function):
 
 def dispatch_grouped(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
     ids_TK = routing.topk_expert_ids_TK
-    layout = lay_out(ids_TK, routing.tokens_per_expert_E, experts.block_rows(x_TD.device.type, x_TD.dtype))
+    layout = lay_out(ids_TK, routing.tokens_per_expert_E, experts.block_sizes(x_TD.device.type, x_TD.dtype))
     x_PD: Tensor = Present.apply(x_TD, layout.row_TK, layout.token_P)
     y_PD = experts(x_PD, layout.rows_per_expert_E)
     mixture_TD: Tensor = Combine.apply(y_PD, routing.topk_weights_TK, layout.row_TK, layout.token_P)

@@ -24,16 +24,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import grouped_mm
 
+from chronomoe.model.buffers import BUFFERS
 from chronomoe.model.elementwise import as_chosen
 from chronomoe.model.feedforward import ACTIVATIONS, Activation
-from chronomoe.model.products import LIBRARIES, library_for, working
+from chronomoe.model.products import into, working
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
 """(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation) -> y_PD."""
 
-BLOCK_ROWS = 16
-"""Blocks of the blocked kernel are whole multiples of this: a processor's library prepares code for every number of
-rows it meets, and keeps it; 16 rows are also one tile of AMX."""
+BLOCK_SIZES = [0, *range(16, 128, 16), *(quarter << octave for octave in range(20) for quarter in (128, 160, 192, 224))]
+"""Rows a block of the blocked kernel may have: 16 apart (a tile of AMX), from 128 on four an octave. A processor's
+library prepares code for every number of rows it meets, which takes a millisecond and half a megabyte each."""
 
 
 def run_grouped(
@@ -78,27 +79,34 @@ class BlockedExperts(torch.autograd.Function):
     ) -> Tensor:
         ctx.sizes, ctx.activation, ctx.library = rows_per_expert_E.tolist(), activation, library
         multiply_into = into(library, x_PD)
-        gate_up_PF, y_PD = x_PD.new_empty(len(x_PD), gate_up_EFD.shape[1]), torch.empty_like(x_PD)
+        gate_up_PF, y_PD = BUFFERS.lend(x_PD, len(x_PD), gate_up_EFD.shape[1]), torch.empty_like(x_PD)
+        hidden_pF = scratch(ctx.sizes, x_PD, down_EDF.shape[2])
         with torch.autocast(x_PD.device.type, enabled=False):
             for expert, (x_pD, gate_up_pF, y_pD) in enumerate(blocks(ctx.sizes, x_PD, gate_up_PF, y_PD)):
-                if len(x_pD):
+                if rows := len(x_pD):
                     multiply_into(gate_up_pF, x_pD, gate_up_EFD[expert])
-                    multiply_into(y_pD, activation.join(gate_up_pF), down_EDF[expert])
+                    activation.join_into(gate_up_pF, hidden_pF[:rows])
+                    multiply_into(y_pD, hidden_pF[:rows], down_EDF[expert])
         ctx.save_for_backward(x_PD, gate_up_EFD, down_EDF, gate_up_PF)
         return y_PD
 
     @staticmethod
     def backward(ctx: Any, d_y_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
         x_PD, gate_up_EFD, down_EDF, gate_up_PF = ctx.saved_tensors
-        multiply, multiply_into = library_for(ctx.library, x_PD), into(ctx.library, x_PD)
-        d_x_PD, d_gate_up_EFD, d_down_EDF = (torch.empty_like(t) for t in (x_PD, gate_up_EFD, down_EDF))
+        multiply_into = into(ctx.library, x_PD)
+        hidden, d_hidden, d_gate_up = (
+            scratch(ctx.sizes, x_PD, width) for width in [down_EDF.shape[2]] * 2 + [gate_up_PF.shape[1]]
+        )
+        d_x_PD, d_gate_up_EFD, d_down_EDF = (BUFFERS.lend(t, *t.shape) for t in (x_PD, gate_up_EFD, down_EDF))
         parts = blocks(ctx.sizes, x_PD, gate_up_PF, d_y_PD, d_x_PD)
         for expert, (x_pD, gate_up_pF, d_y_pD, d_x_pD) in enumerate(parts):
-            if not len(x_pD):
+            rows = len(x_pD)
+            if not rows:
                 d_gate_up_EFD[expert], d_down_EDF[expert] = 0.0, 0.0
                 continue
-            d_hidden_pF = multiply(d_y_pD, down_EDF[expert].T)
-            hidden_pF, d_gate_up_pF = ctx.activation.differentiate(gate_up_pF, d_hidden_pF)
+            hidden_pF, d_hidden_pF, d_gate_up_pF = hidden[:rows], d_hidden[:rows], d_gate_up[:rows]
+            multiply_into(d_hidden_pF, d_y_pD, down_EDF[expert].T)
+            ctx.activation.differentiate_into(gate_up_pF, d_hidden_pF, hidden_pF, d_gate_up_pF)
             multiply_into(d_down_EDF[expert], d_y_pD.T, hidden_pF.T)
             multiply_into(d_gate_up_EFD[expert], d_gate_up_pF.T, x_pD.T)
             multiply_into(d_x_pD, d_gate_up_pF, gate_up_EFD[expert].T)
@@ -106,16 +114,15 @@ class BlockedExperts(torch.autograd.Function):
 
 
 def blocks(sizes: list[int], *rows: Tensor) -> list[tuple[Tensor, ...]]:
-    """Every expert's part of each of `rows` [P, …]."""
-    return list(zip(*(of.split(sizes) for of in rows), strict=True))
+    """Every expert's part of each of `rows` [P, …]; rows behind the last expert's are nobody's."""
+    used = sum(sizes)
+    return list(zip(*(of[:used].split(sizes) for of in rows), strict=True))
 
 
-def into(library: str, x: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
-    """(out, a, b) -> out = a b^T; torch writes it there, oneDNN's operator only returns it."""
-    multiply = library_for(library, x)
-    if multiply is LIBRARIES["torch"]:
-        return lambda out, a, b: torch.mm(a, b.T, out=out)
-    return lambda out, a, b: out.copy_(multiply(a, b))
+def scratch(sizes: list[int], like: Tensor, width: int) -> Tensor:
+    """Room for any one block, a power of two of rows: of few different sizes, so that the memory freed by one step fits
+    the next."""
+    return BUFFERS.lend(like, 1 << (max(sizes, default=0) - 1).bit_length(), width)
 
 
 def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:
@@ -152,9 +159,9 @@ class ExpertBank(nn.Module):
             kernel = "looped"
         return kernel
 
-    def block_rows(self, device_type: str, dtype: torch.dtype) -> int:
-        """Every expert's rows must be a whole multiple of this."""
-        return BLOCK_ROWS if self.kernel_for(device_type, dtype) == "blocked" else 1
+    def block_sizes(self, device_type: str, dtype: torch.dtype) -> list[int] | None:
+        """Numbers of rows an expert may be given; None: any."""
+        return BLOCK_SIZES if self.kernel_for(device_type, dtype) == "blocked" else None
 
     def forward(self, x_PD: Tensor, rows_per_expert_E: Tensor) -> Tensor:
         """Rows [P, D] sorted by expert, in the dtype the products shall run in; returns rows in the same order."""

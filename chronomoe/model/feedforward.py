@@ -23,9 +23,11 @@ class Activation(NamedTuple):
     """Hidden projections it joins into one: gate and up, or up alone."""
     join: Callable[[Tensor], Tensor]
     """Their concatenation [..., parts * F] -> [..., F]."""
-    differentiate: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    """(concatenation, gradient of what they join into, which is overwritten) -> (what they join into, gradient of the
-    concatenation)."""
+    join_into: Callable[[Tensor, Tensor], None]
+    """(concatenation, out): the same, written to `out`."""
+    differentiate_into: Callable[[Tensor, Tensor, Tensor, Tensor], None]
+    """(concatenation, gradient of what they join into, which is overwritten, out, out): writes what they join into, and
+    the gradient of the concatenation."""
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -33,24 +35,32 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return silu(gate) * up
 
 
-def differentiate_swiglu(gate_up: Tensor, d_hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """d_gate = d_hidden up silu'(gate), d_up = d_hidden silu(gate), each written into its half."""
+def swiglu_into(gate_up: Tensor, hidden: Tensor) -> None:
     gate, up = gate_up.chunk(2, dim=-1)
-    d_gate_up = torch.empty_like(gate_up)
-    d_gate, d_up = d_gate_up.chunk(2, dim=-1)
-    hidden = silu(gate)
+    torch.ops.aten.silu.out(gate, out=hidden).mul_(up)
+
+
+def differentiate_swiglu_into(gate_up: Tensor, d_hidden: Tensor, hidden: Tensor, d_gate_up: Tensor) -> None:
+    """d_gate = d_hidden up silu'(gate), d_up = d_hidden silu(gate), each written into its half."""
+    (gate, up), (d_gate, d_up) = gate_up.chunk(2, dim=-1), d_gate_up.chunk(2, dim=-1)
+    torch.ops.aten.silu.out(gate, out=hidden)
     torch.mul(d_hidden, hidden, out=d_up)
     torch.ops.aten.silu_backward.grad_input(d_hidden.mul_(up), gate, grad_input=d_gate)
-    return hidden.mul_(up), d_gate_up
+    hidden.mul_(up)
 
 
-def differentiate_relu(up: Tensor, d_hidden: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.relu(up), d_hidden.mul_(up > 0)
+def relu_into(up: Tensor, hidden: Tensor) -> None:
+    torch.clamp_min(up, 0.0, out=hidden)
+
+
+def differentiate_relu_into(up: Tensor, d_hidden: Tensor, hidden: Tensor, d_up: Tensor) -> None:
+    relu_into(up, hidden)
+    torch.mul(d_hidden, up > 0, out=d_up)
 
 
 ACTIVATIONS = {
-    "swiglu": Activation(2, swiglu, differentiate_swiglu),
-    "relu": Activation(1, torch.relu, differentiate_relu),
+    "swiglu": Activation(2, swiglu, swiglu_into, differentiate_swiglu_into),
+    "relu": Activation(1, torch.relu, relu_into, differentiate_relu_into),
 }
 
 

@@ -103,6 +103,14 @@ def library_for(library: str, x: Tensor) -> Product:
     return LIBRARIES[library] if library == "torch" or onednn_multiplies(x.device.type, x.dtype) else by_torch
 
 
+def into(library: str, x: Tensor) -> Callable[[Tensor, Tensor, Tensor], object]:
+    """(out, a, b) -> out = a b^T; torch writes it there, oneDNN's operator only returns it."""
+    multiply = library_for(library, x)
+    if multiply is by_torch:
+        return lambda out, a, b: torch.mm(a, b.T, out=out)
+    return lambda out, a, b: out.copy_(multiply(a, b))
+
+
 class OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: Tensor, weight_NK: Tensor) -> Tensor:
