@@ -33,6 +33,7 @@ from chronomoe.benchmark.trainee import Trainee
 from chronomoe.benchmark.worker import Worker, WorkerFailed
 from chronomoe.config import TrainConfig, compose_config
 from chronomoe.entry import guarded, read_arguments
+from chronomoe.settings import RunFailed
 
 ALWAYS = ["chrono=chronovisor", "router.load_balancing_weight=0.01"]
 
@@ -46,6 +47,8 @@ def main() -> None:
     result = measure(systems, config, settings)
     (folder / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")
     written = [folder / "benchmark.json"]
+    if all(row["status"] == "failed" for row in result["rows"]):
+        raise RunFailed(f"every system failed; {written[0]} says why")
     limits = {d: limit * 1e12 / result["flop_per_token"] for d, limit in result["limit_tflops"].items()}
     written.append(draw_benchmark(result["rows"], limits, folder / "benchmark.png"))
     print(benchmark_table(result["rows"]), *remarks(result), sep="\n")

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import ProfilerActivity, profile
 
 from chronomoe.benchmark.parts import PARTS, PREFIX, mark, part
+from chronomoe.benchmark.profiling import record
 
 BACKWARD = "autograd::engine::evaluate_function"
 
@@ -25,14 +25,13 @@ def profile_parts(module: nn.Module, step: Callable[[], Any], steps: int, device
     """Seconds per step of every part. Marks the module, so do this after whatever must be timed undisturbed."""
     mark(module)
     step()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device_type == "cuda")
-    with profile(activities=activities, acc_events=True) as profiled:
+
+    def run() -> None:
         for _ in range(steps):
             with part("rest"):
                 step()
-        if device_type == "cuda":
-            torch.cuda.synchronize()
-    seconds = attribute(profiled.events() or [], on_device=device_type == "cuda")
+
+    seconds = attribute(record(run), on_device=device_type == "cuda")
     return {name: value / steps for name, value in seconds.items()}
 
 

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import record_function
+
+from chronomoe.benchmark.profiling import record
 
 STEP = "the step that is counted"
 WAITS = (
@@ -25,10 +26,12 @@ WAITS = (
 def host_synchronisations(step: Callable[[], Any]) -> dict[str, int]:
     """Event -> how often it occurred in one step; what did not occur is left out. Without a GPU only operations are
     seen, and they say where a GPU would have been waited for."""
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
-    with profile(activities=activities, acc_events=True) as profiled, record_function(STEP):
-        step()
-    events = profiled.events() or []
+
+    def run() -> None:
+        with record_function(STEP):
+            step()
+
+    events = record(run)
     whole = next(event.time_range for event in events if event.name == STEP)
     inside = [e.name for e in events if whole.start <= e.time_range.start <= whole.end]  # the profiler itself waits too
     names = Counter(inside)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from chronomoe.benchmark.breakdown import attribute, profile_parts
 from chronomoe.benchmark.job import Job
 from chronomoe.benchmark.parts import PARTS, PREFIX, part
+from chronomoe.benchmark.profiling import record
 from chronomoe.benchmark.systems import System
 from chronomoe.benchmark.trainee import Trainee
 from chronomoe.model.lm import LanguageModel
@@ -34,10 +34,12 @@ class SleepsBackward(torch.autograd.Function):
 
 def profiled(step: Callable[[], Any]) -> tuple[dict[str, float], float]:
     """Seconds of the parts of a step, and of the whole of it."""
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found, part("rest"):
-        step()
-    events = found.events()
-    assert events is not None
+
+    def run() -> None:
+        with part("rest"):
+            step()
+
+    events = record(run)
     whole = max(event.cpu_time_total for event in events if event.name == PREFIX + "rest")
     return attribute(events), whole / 1e6
 

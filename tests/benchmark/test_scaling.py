@@ -47,7 +47,7 @@ def test_a_failed_variant_is_a_row_and_a_failed_reference_leaves_no_ratio() -> N
 
 def test_tokens_that_are_no_whole_sequences_are_refused_with_the_nearest() -> None:
     with pytest.raises(
-        InputError, match="tokens=600 is no whole number of sequences of seq_len=256: the nearest is 512"
+        InputError, match=r"tokens=600 is no whole number of sequences of seq_len=256: the nearest is 512"
     ):
         scaling.token_variants(ScalingSettings(tokens=[600]))
 

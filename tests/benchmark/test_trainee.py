@@ -31,7 +31,7 @@ def test_wrong_weights_are_found_by_their_logits(tiny_job: Callable[..., Job], t
     data = torch.load(job.data)
     data["weights"]["blocks.0.ffn.experts.down_EDF"][0] += nudge
     torch.save(data, tmp_path / "wrong.pt")
-    with pytest.raises(RuntimeError, match="its logits differ from the reference by .*: nothing to compare"):
+    with pytest.raises(RuntimeError, match=r"its logits differ from the reference by .*: nothing to compare"):
         Trainee(OURS, replace(job, data=str(tmp_path / "wrong.pt")))
 
 
