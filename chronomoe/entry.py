@@ -94,7 +94,10 @@ def read_arguments(schema: type[Settings], arguments: Sequence[str]) -> Settings
             raise InputError(unknown_key(key, names))
         value = value.replace("${", "\\${")  # a prompt is text, not an interpolation
         is_list = not OmegaConf.is_missing(cfg, key) and OmegaConf.is_list(cfg[key])
-        OmegaConf.update(cfg, key, words_of(value) if is_list else value)
+        try:
+            OmegaConf.update(cfg, key, words_of(value) if is_list else value)
+        except OmegaConfBaseException as error:
+            raise InputError(f"{error.full_key!s}: {str(error).splitlines()[0]}") from None
     return settle(cfg)
 
 

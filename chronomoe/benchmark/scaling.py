@@ -73,7 +73,7 @@ def token_variants(settings: ScalingSettings) -> dict[int, Variant]:
     found = {}
     for tokens in settings.tokens:
         batch_size, left_over = divmod(tokens, settings.seq_len)
-        if left_over or not batch_size:
+        if left_over or batch_size < 1:
             nearest = max(1, round(tokens / settings.seq_len)) * settings.seq_len
             raise InputError(
                 f"tokens={tokens} is no whole number of sequences of seq_len={settings.seq_len}: the nearest is "
