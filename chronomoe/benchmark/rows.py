@@ -36,7 +36,7 @@ def build_rows(
     limits: Mapping[str, float],
 ) -> list[Row]:
     """One row a system, those that failed too. `tokens` per step; `flop` per token by key, where that is known;
-    `limits` in TFLOP/s by dtype."""
+    `limits` in TFLOP/s by dtype. An equal peer computes our function, which not every peer does."""
     rows = []
     for system in systems:
         row: Row = {"key": system.key, "system": system.name, "dtype": system.dtype, "control": system.control}
@@ -44,7 +44,7 @@ def build_rows(
             rows.append(row | {"status": "failed", "error": measured.errors[system.key]})
             continue
         timings, report = measured.timings[system.key], reports[system.key]
-        peers = [s.key for s in systems if s.peer and s.dtype == system.dtype and s.key not in measured.errors]
+        peers = [s for s in systems if s.peer and s.dtype == system.dtype and s.key not in measured.errors]
         rate = spread([tokens / timing.seconds for timing in timings])
         work = flop.get(system.key)
         row |= {
@@ -53,6 +53,7 @@ def build_rows(
             "seconds_per_step": spread(seconds_of(timings)),
             "cpu_seconds_per_step": statistics.median(timing.cpu_seconds for timing in timings),
             "ratio_to_best_peer": None,
+            "ratio_to_best_equal_peer": None,
             "peak_memory_bytes": report.peak_memory_bytes,
             "peak_memory_above_imports_bytes": report.peak_memory_above_imports_bytes,
             "memory_ratio_to_best_peer": None,
@@ -64,12 +65,22 @@ def build_rows(
         if system.control:
             row["control_share_of_step"] = statistics.median(t.control_seconds / t.seconds for t in timings)
         if peers:
-            best = min(peers, key=lambda key: statistics.median(seconds_of(measured.timings[key])))
-            row["best_peer"] = best
-            row["ratio_to_best_peer"] = ratio(seconds_of(measured.timings[best]), seconds_of(timings))
-            row["memory_ratio_to_best_peer"] = memory_ratio(report, [reports[key] for key in peers])
+            row["best_peer"], row["ratio_to_best_peer"] = ratio_to_best(timings, measured, peers)
+            row["memory_ratio_to_best_peer"] = memory_ratio(report, [reports[peer.key] for peer in peers])
+        equal = [peer for peer in peers if peer.same_function]
+        if equal:
+            row["best_equal_peer"], row["ratio_to_best_equal_peer"] = ratio_to_best(timings, measured, equal)
         rows.append(row)
     return rows
+
+
+def ratio_to_best(
+    timings: Sequence[Timing], measured: Measured, peers: Sequence[System]
+) -> tuple[str, dict[str, float]]:
+    """The fastest of `peers` by its median, and its seconds over these: above 1 is faster than it."""
+    seconds = {peer.key: seconds_of(measured.timings[peer.key]) for peer in peers}
+    best = min(seconds, key=lambda key: statistics.median(seconds[key]))
+    return best, ratio(seconds[best], seconds_of(timings))
 
 
 def memory_ratio(report: Report, peers: Sequence[Report]) -> float | None:

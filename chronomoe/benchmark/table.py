@@ -15,6 +15,7 @@ HEAD = (
     "control",
     "tokens/s, median (range)",
     "against best peer",
+    "against best peer of the same function",
     "CPU s/step",
     "peak memory, MB (above imports)",
     "against leanest peer",
@@ -54,6 +55,7 @@ def cells_of(row: Row, paired: bool) -> list[str]:
     cells += [
         show_spread(row["tokens_per_sec"], ",.0f"),
         show_spread(row["ratio_to_best_peer"], ".2f"),
+        show_spread(row["ratio_to_best_equal_peer"], ".2f"),
         show(row["cpu_seconds_per_step"], ".2f"),
         f"{megabytes(row['peak_memory_bytes'])} ({megabytes(row['peak_memory_above_imports_bytes'])})",
         show(row["memory_ratio_to_best_peer"], ".2f"),

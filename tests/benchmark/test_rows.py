@@ -72,6 +72,16 @@ def test_a_failed_peer_is_no_peer_and_its_row_says_why() -> None:
     }
 
 
+def test_a_peer_of_another_function_may_be_the_best_but_not_the_best_equal() -> None:
+    other = System("other", "adapter", "fp32", peer=True, same_function=False)
+    seconds = {OURS: timings(1.0, 1.0), SLOW: timings(4.0, 2.0), other: timings(0.5, 0.5)}
+    measured = Measured({system.key: found for system, found in seconds.items()}, {})
+    reports = {system.key: report() for system in seconds}
+    row = build_rows(list(seconds), measured, reports, tokens=1, flop={}, limits={"fp32": 1.0})[0]
+    assert (row["best_peer"], row["ratio_to_best_peer"]["median"]) == (other.key, 0.5)
+    assert (row["best_equal_peer"], row["ratio_to_best_equal_peer"]["median"]) == (SLOW.key, 3.0)
+
+
 def test_without_peers_there_is_no_ratio() -> None:
     measured = Measured({OURS.key: timings(1.0)}, {})
     (row,) = build_rows([OURS], measured, {OURS.key: report()}, tokens=1, flop={}, limits={"fp32": 1.0})

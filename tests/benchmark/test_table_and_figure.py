@@ -33,7 +33,7 @@ def test_every_line_of_the_table_has_every_column() -> None:
     lines = benchmark_table(rows()).splitlines()
     assert len(lines) == 2 + 3
     assert {line.count(" | ") for line in lines} == {len(HEAD)}  # one column more: the paired loss
-    assert "| 200 (200–200) | 2.00 (2.00–2.00) | 1.00 | 2 (-) |" in lines[2]
+    assert "| 200 (200–200) | 2.00 (2.00–2.00) | 2.00 (2.00–2.00) | 1.00 | 2 (-) |" in lines[2]
     assert "2.7500 (+0.2500)" in lines[3]
     assert "failed" in lines[4]
 
