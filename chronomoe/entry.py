@@ -92,5 +92,15 @@ def read_arguments(schema: type[Settings], arguments: Sequence[str]) -> Settings
             raise InputError(f"'{argument}' is no argument: write key=value")
         if key not in names:
             raise InputError(unknown_key(key, names))
-        OmegaConf.update(cfg, key, value.replace("${", "\\${"))  # a prompt is text, not an interpolation
+        value = value.replace("${", "\\${")  # a prompt is text, not an interpolation
+        is_list = not OmegaConf.is_missing(cfg, key) and OmegaConf.is_list(cfg[key])
+        try:
+            OmegaConf.update(cfg, key, words_of(value) if is_list else value)
+        except OmegaConfBaseException as error:
+            raise InputError(f"{error.full_key!s}: {str(error).splitlines()[0]}") from None
     return settle(cfg)
+
+
+def words_of(value: str) -> list[str]:
+    """`[a,b]`, or `a,b`: the elements of a list."""
+    return [word.strip() for word in value.removeprefix("[").removesuffix("]").split(",") if word.strip()]

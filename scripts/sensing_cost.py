@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-from chronomoe.benchmark import controlled, training_step
+from chronomoe.benchmark.ours import controlled, learner
 from chronomoe.config import compose_config
 from chronomoe.model import lm
 from chronomoe.model.lm import LanguageModel
@@ -47,8 +47,8 @@ def build(overrides: list[str], batch_BS: torch.Tensor) -> Callable[[], dict[str
     config = compose_config(overrides)
     torch.manual_seed(0)
     model = LanguageModel(config.model, config.router, config.chrono.actuation)
-    train = training_step(lambda ids: model(ids).logits_BSV, model, config, batch_BS, bf16=False)
-    control = controlled(model, config)
+    model.train()
+    learning, control = learner(model, config), controlled(model, config)
     spent: dict[str, float] = defaultdict(float)
     probes = [probe._replace(read=timed(probe.name, probe.read, spent)) for probe in model.probes]
     model.probes = probes
@@ -62,8 +62,11 @@ def build(overrides: list[str], batch_BS: torch.Tensor) -> Callable[[], dict[str
         lm.read_layer = timed("all readings", plain, spent)
         started = time.perf_counter()
         try:
-            train()
-            timed("controller and metrics", control, spent)()
+            learning.losses(batch_BS[:, :-1], batch_BS[:, 1:]).total.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), config.trainer.gradient_clip)
+            timed("controller and metrics", control, spent)(True)
+            learning.optimizer.step()
+            learning.optimizer.zero_grad()
         finally:
             lm.read_layer = plain
         return {**spent, "step": time.perf_counter() - started}

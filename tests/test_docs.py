@@ -37,6 +37,8 @@ def test_command_in_the_documentation_is_valid(page: str, command: str) -> None:
     words = shlex.split(command)
     if words[1] == "-m":
         module = importlib.import_module(words[2])
+        if not hasattr(module, "main"):
+            module = importlib.import_module(f"{words[2]}.__main__")
         assert callable(module.main)
         known = {name for name in vars(module) if name.endswith("Settings")}
         keys = {key for name in known for key in getattr(getattr(module, name), "__dataclass_fields__", {})} | {"run"}

@@ -13,6 +13,10 @@ import pytest
 import torch
 from training_runs import PROJECT, Finished, Outcome
 
+from chronomoe.benchmark.settings import BenchmarkSettings, ScalingSettings
+from chronomoe.entry import read_arguments
+from chronomoe.settings import InputError
+
 Command = Callable[..., Outcome]
 
 
@@ -197,3 +201,17 @@ def test_a_real_process_refuses_in_one_line(python: Callable[..., Any], tmp_path
     assert_refused(Outcome(process.returncode, stdout, stderr), "model.dmi", "model.dim")
     assert time.monotonic() - started < 15  # 2 s on an idle machine
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("written", ["[8,16]", "8,16", "[8, 16]"])
+def test_a_list_is_read_with_and_without_brackets_and_its_elements_have_a_type(written: str) -> None:
+    assert read_arguments(ScalingSettings, [f"experts={written}"]).experts == [8, 16]
+    with pytest.raises(
+        InputError, match=r"^experts\[1\]: Value 'many' of type 'str' could not be converted to Integer$"
+    ):
+        read_arguments(ScalingSettings, ["experts=[8,many]"])
+
+
+def test_a_list_can_be_empty_and_can_hold_overrides() -> None:
+    read = read_arguments(BenchmarkSettings, ["systems=[]", "overrides=[model.vocab_size=64,chrono=off]"])
+    assert (read.systems, read.overrides) == ([], ["model.vocab_size=64", "chrono=off"])

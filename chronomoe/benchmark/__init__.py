@@ -1,0 +1,1 @@
+"""`python -m chronomoe.benchmark`: training speed, memory and loss beside other implementations of the same model."""

@@ -1,0 +1,36 @@
+"""transformers' Mixtral as a system: `transformers eager` and `transformers grouped_mm`, after its expert backends.
+
+Its load-balancing loss is `load_balancing_loss_func`, which sums over layers before it multiplies where ours takes each
+layer by itself: another number, the same work. transformers is imported with this file, which is imported only in the
+process that needs it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import MixtralForCausalLM
+
+from chronomoe.benchmark.learner import Learner, Losses, fused_adamw, mean_cross_entropy
+from chronomoe.benchmark.systems import System
+from chronomoe.config import TrainConfig
+from chronomoe.pretrained.mixtral import mixtral_config, to_mixtral
+
+
+def build(system: System, config: TrainConfig, batch_BS: Tensor, weights: dict[str, Tensor]) -> Learner:
+    hf_config = mixtral_config(config.model, config.router)
+    hf_config._experts_implementation = system.name.split()[-1]
+    model = MixtralForCausalLM(hf_config)
+    model.to(batch_BS.device)  # type: ignore[arg-type]
+    model.load_state_dict(to_mixtral(weights, config.model))
+    weight = config.router.load_balancing_weight
+
+    def losses(ids_BS: Tensor, targets_BS: Tensor) -> Losses:
+        output = model(ids_BS, use_cache=False, output_router_logits=weight > 0)
+        loss = mean_cross_entropy(output.logits, targets_BS)
+        return Losses(loss, loss + weight * output.aux_loss if weight > 0 else loss)
+
+    def logits(ids_BS: Tensor) -> Tensor:
+        found: Tensor = model(ids_BS, use_cache=False).logits
+        return found
+
+    return Learner(model, losses, logits, fused_adamw(model, config))
