@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -27,10 +28,17 @@ class Learner(NamedTuple):
     logits: Callable[[Tensor], Tensor]
     """Input ids [B, S] -> logits [B, S, V], without any loss."""
     optimizer: Optimizer
+    clip: Callable[[float], Tensor]
+    """Bounds the global norm of the gradients that the optimizer's next step sees."""
     control: Callable[[bool], None] | None = None
     """What controller and metrics do in a step, before the optimizer; the argument says whether metrics are fetched."""
     note: str = ""
     """What a reader of the row must know."""
+
+
+def clipping(module: nn.Module) -> Callable[[float], Tensor]:
+    """torch's own, which every peer gets."""
+    return partial(nn.utils.clip_grad_norm_, list(module.parameters()))
 
 
 def fused_adamw(module: nn.Module, config: TrainConfig) -> AdamW:

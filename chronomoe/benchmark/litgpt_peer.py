@@ -10,7 +10,7 @@ from litgpt.config import Config
 from litgpt.model import GPT
 from torch import Tensor
 
-from chronomoe.benchmark.learner import Learner, Losses, fused_adamw, mean_cross_entropy
+from chronomoe.benchmark.learner import Learner, Losses, clipping, fused_adamw, mean_cross_entropy
 from chronomoe.benchmark.systems import System
 from chronomoe.config import TrainConfig
 from chronomoe.model.settings import ModelSettings
@@ -37,7 +37,7 @@ def build(system: System, config: TrainConfig, batch_BS: Tensor, weights: dict[s
         loss = mean_cross_entropy(model(ids_BS), targets_BS)
         return Losses(loss, loss)
 
-    return Learner(model, losses, model, fused_adamw(model, config), note="has no load-balancing loss")
+    return Learner(model, losses, model, fused_adamw(model, config), clipping(model), note="has no load-balancing loss")
 
 
 def litgpt_config(config: TrainConfig) -> Config:

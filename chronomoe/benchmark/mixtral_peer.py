@@ -1,4 +1,5 @@
-"""transformers' Mixtral as a system: `transformers eager` and `transformers grouped_mm`, after its expert backends.
+"""transformers' Mixtral as a system: `transformers eager` and `transformers grouped_mm`, after its expert backends, and
+`transformers grouped_mm kept` with the process-wide memory setting that our training makes and its users do not have.
 
 Its load-balancing loss is `load_balancing_loss_func`, which sums over layers before it multiplies where ours takes each
 layer by itself: another number, the same work. transformers is imported with this file, which is imported only in the
@@ -10,15 +11,19 @@ from __future__ import annotations
 from torch import Tensor
 from transformers import MixtralForCausalLM
 
-from chronomoe.benchmark.learner import Learner, Losses, fused_adamw, mean_cross_entropy
+from chronomoe.benchmark.learner import Learner, Losses, clipping, fused_adamw, mean_cross_entropy
 from chronomoe.benchmark.systems import System
 from chronomoe.config import TrainConfig
 from chronomoe.pretrained.mixtral import mixtral_config, to_mixtral
+from chronomoe.training.allocator import keep_freed_memory
 
 
 def build(system: System, config: TrainConfig, batch_BS: Tensor, weights: dict[str, Tensor]) -> Learner:
     hf_config = mixtral_config(config.model, config.router)
-    hf_config._experts_implementation = system.name.split()[-1]
+    _, backend, *kept = system.name.split()
+    hf_config._experts_implementation = backend
+    if kept:
+        keep_freed_memory()
     model = MixtralForCausalLM(hf_config)
     model.to(batch_BS.device)  # type: ignore[arg-type]
     model.load_state_dict(to_mixtral(weights, config.model))
@@ -33,4 +38,4 @@ def build(system: System, config: TrainConfig, batch_BS: Tensor, weights: dict[s
         found: Tensor = model(ids_BS, use_cache=False).logits
         return found
 
-    return Learner(model, losses, logits, fused_adamw(model, config))
+    return Learner(model, losses, logits, fused_adamw(model, config), clipping(model))

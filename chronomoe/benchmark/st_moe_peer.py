@@ -14,7 +14,7 @@ import torch
 from st_moe_pytorch import MoE
 from torch import Tensor, nn
 
-from chronomoe.benchmark.learner import Learner, Losses, fused_adamw, mean_cross_entropy
+from chronomoe.benchmark.learner import Learner, Losses, clipping, fused_adamw, mean_cross_entropy
 from chronomoe.benchmark.systems import System
 from chronomoe.config import TrainConfig
 from chronomoe.model.lm import LanguageModel
@@ -57,5 +57,6 @@ def build(system: System, config: TrainConfig, batch_BS: Tensor, weights: dict[s
         losses,
         lambda ids_BS: model(ids_BS).logits_BSV,
         fused_adamw(model, config),
+        clipping(model),
         note="another function: GEGLU with biases, capacity 1.25, second expert dropped at random; own weights",
     )

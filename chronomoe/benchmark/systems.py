@@ -39,6 +39,7 @@ def every_system() -> list[System]:
             System("chronomoe", "ours", dtype, control=True),
             System("chronomoe", "ours", dtype, control=False),
             System("transformers grouped_mm", "mixtral_peer", dtype, package="transformers", peer=True),
+            System("transformers grouped_mm kept", "mixtral_peer", dtype, package="transformers"),
             System("transformers eager", "mixtral_peer", dtype, package="transformers", peer=True),
             System("litgpt", "litgpt_peer", dtype, package="litgpt", peer=True),
             System("st-moe", "st_moe_peer", dtype, package="st_moe_pytorch", peer=True, same_function=False),

@@ -11,7 +11,7 @@ import time
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from chronomoe.benchmark import memory
 from chronomoe.benchmark.breakdown import profile_parts
@@ -89,7 +89,7 @@ class Trainee:
             losses = learner.losses(batch_BS[:, :-1], batch_BS[:, 1:])
         losses.total.backward()
         with part("optimizer"):
-            nn.utils.clip_grad_norm_(learner.module.parameters(), self.clip or float("inf"))
+            learner.clip(self.clip or float("inf"))
         if learner.control is not None:
             started = time.perf_counter()
             with part("control"):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 SMALLEST = 2**20
 """Bytes; what is smaller is left to the allocator."""
+LARGER = 1.25
+"""A buffer is also lent to who needs a little less: routing makes sizes vary from step to step."""
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector of a processor."""
 
@@ -30,10 +32,11 @@ class Buffers:
         size = torch.Size(shape).numel() * dtype.itemsize
         if like.device.type != "cpu" or size < SMALLEST:
             return like.new_empty(shape, dtype=dtype)
-        free = self.free[size]
-        memory = free.pop() if free else aligned(size)
-        lent = memory[:]  # torch keeps this object for as long as a storage over it lives
-        weakref.finalize(lent, free.append, memory).atexit = False
+        fits = (known for known, free in self.free.items() if free and size <= known <= LARGER * size)
+        known = min(fits, default=0)
+        memory = self.free[known].pop() if known else aligned(size)
+        lent = memory[:size]  # torch keeps this object for as long as a storage over it lives
+        weakref.finalize(lent, self.free[len(memory)].append, memory).atexit = False
         return torch.from_numpy(lent).view(dtype).view(shape)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from chronomoe.model.buffers import BUFFERS
+
 QUERY_BLOCK = 128
 LONGEST = 512
 """Sequences up to this length; beyond it the weights kept would outgrow everything else a layer keeps."""
@@ -49,10 +51,11 @@ class CausalAttention(torch.autograd.Function):
             queries, weights = [], []
             for start, end in query_blocks(length):
                 q_XqA = q_BGRSA[:, :, :, start:end].reshape(len(k_XSA), -1, width)
-                scores_XqC = torch.bmm(q_XqA, k_XSA[:, :end].transpose(1, 2))
+                scores_XqC = BUFFERS.lend(q_XqA, *q_XqA.shape[:2], end)
+                torch.bmm(q_XqA, k_XSA[:, :end].transpose(1, 2), out=scores_XqC)
                 diagonal = scores_XqC.view(len(k_XSA), -1, end - start, end)[..., start:]
                 diagonal += future_QQ[: end - start, : end - start]
-                weights_XqC = scores_XqC.softmax(dim=-1)
+                weights_XqC = torch.softmax(scores_XqC, dim=-1, out=scores_XqC)
                 into_block(y_BSHA, start, end, torch.bmm(weights_XqC, v_XSA[:, :end]))
                 queries.append(q_XqA)
                 weights.append(weights_XqC)

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from chronomoe.model.buffers import BUFFERS
 from chronomoe.model.capacity import place_in_line
 from chronomoe.model.experts import ExpertBank
 from chronomoe.model.router import RouterOutput, count_by_expert
@@ -82,6 +83,11 @@ def lay_out(topk_expert_ids_TK: Tensor, tokens_per_expert_E: Tensor, block_sizes
     return Layout(row_N.view_as(topk_expert_ids_TK), token_P, rows_E)
 
 
+def gather(rows_TD: Tensor, number_P: Tensor) -> Tensor:
+    """The rows of these numbers, [P, D], in a buffer lent."""
+    return torch.index_select(rows_TD, 0, number_P, out=BUFFERS.lend(rows_TD, len(number_P), rows_TD.shape[1]))
+
+
 def sum_rows(rows_PD: Tensor, row_TK: Tensor) -> Tensor:
     """sum over k of rows[row_tk], [T, D]."""
     total_TD = rows_PD.index_select(0, row_TK[:, 0])
@@ -96,7 +102,7 @@ class Present(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, row_TK: Tensor, token_P: Tensor) -> Tensor:
         ctx.save_for_backward(row_TK)
-        return x_TD.index_select(0, token_P)
+        return gather(x_TD, token_P)
 
     @staticmethod
     def backward(ctx: Any, d_x_PD: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
@@ -119,7 +125,7 @@ class Combine(torch.autograd.Function):
     def backward(ctx: Any, d_y_TD: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         y_PD, weights_TK, row_TK, token_P = ctx.saved_tensors
         weight_P = weights_TK.new_zeros(len(token_P)).scatter_(0, row_TK.flatten(), weights_TK.flatten())
-        d_y_PD = d_y_TD.index_select(0, token_P)
+        d_y_PD = gather(d_y_TD, token_P)
         d_weight_P = torch.linalg.vecdot(d_y_PD.to(weights_TK.dtype), y_PD.to(weights_TK.dtype))
         return d_y_PD.mul_(weight_P[:, None].to(d_y_PD.dtype)), d_weight_P[row_TK], None, None
 

@@ -79,7 +79,7 @@ class BlockedExperts(torch.autograd.Function):
     ) -> Tensor:
         ctx.sizes, ctx.activation, ctx.library = rows_per_expert_E.tolist(), activation, library
         multiply_into = into(library, x_PD)
-        gate_up_PF, y_PD = BUFFERS.lend(x_PD, len(x_PD), gate_up_EFD.shape[1]), torch.empty_like(x_PD)
+        gate_up_PF, y_PD = (BUFFERS.lend(x_PD, len(x_PD), width) for width in (gate_up_EFD.shape[1], x_PD.shape[1]))
         hidden_pF = scratch(ctx.sizes, x_PD, down_EDF.shape[2])
         with torch.autocast(x_PD.device.type, enabled=False):
             for expert, (x_pD, gate_up_pF, y_pD) in enumerate(blocks(ctx.sizes, x_PD, gate_up_PF, y_PD)):
