@@ -45,6 +45,9 @@ def rotate(x_BHSA: Tensor, rotation: Rotation) -> Tensor:
 class KeyValueCache:
     """Keys and values of one layer's past tokens, in a buffer of fixed capacity that is written in place."""
 
+    rotation: Rotation | None = None
+    """Of every position it has room for, if somebody formed them beforehand; one table serves all layers."""
+
     def __init__(self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
         self.keys_BGCA = like.new_zeros(batch, num_kv_heads, capacity, head_dim)
         self.values_BGCA = torch.zeros_like(self.keys_BGCA)
@@ -80,8 +83,9 @@ class Attention(nn.Module):
         if allowed_B1SC is None and cache is None and self.multiplies(x_BSD.device.type, length):
             y_BSHA = CausalAttention.apply(qkv_BSNA, *rotation, self.num_kv_heads)
             return self.out(y_BSHA.flatten(2))
-        q, k, v = qkv_BSNA.transpose(1, 2).split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        q, k = rotate(q, rotation), rotate(k, rotation)
+        turning = self.num_heads + self.num_kv_heads
+        qk, v = qkv_BSNA.transpose(1, 2).split((turning, self.num_kv_heads), dim=1)
+        q, k = rotate(qk, rotation).split((self.num_heads, self.num_kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(k, v)
         causal = allowed_B1SC is None and length > 1

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.capacity import place_in_line
-from chronomoe.model.experts import ExpertBank
+from chronomoe.model.experts import ExpertBank, lay_out_few
 from chronomoe.model.router import RouterOutput, count_by_expert
 
 
@@ -35,6 +35,8 @@ class Dispatched(NamedTuple):
 
 
 def dispatch(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
+    if routing.capacity is None and experts.takes_few(x_TD):
+        return dispatch_few(x_TD, routing, experts)
     if routing.kept_TK is None:
         return dispatch_grouped(x_TD, routing, experts)
     if routing.capacity is None:
@@ -128,6 +130,21 @@ def dispatch_grouped(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -
         return y_PD.index_select(0, rows_SK.flatten()).view(*rows_SK.shape, -1)
 
     return Dispatched(mixture_TD, outputs_of)
+
+
+def dispatch_few(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
+    kept_TK = routing.kept_TK
+    layout = lay_out_few(routing.topk_expert_ids_TK.tolist(), None if kept_TK is None else kept_TK.tolist())
+    if not layout.experts_n:
+        return Dispatched(
+            torch.zeros_like(x_TD), lambda tokens_S: x_TD.new_zeros(len(tokens_S), kept_TK.shape[1], x_TD.shape[1])
+        )
+    y_PD = experts.few(x_TD, layout)
+    y_TKD = y_PD[torch.tensor(layout.row_TK, device=x_TD.device)]
+    if kept_TK is not None:
+        y_TKD = y_TKD * kept_TK[:, :, None]
+    mixture_T1D = torch.bmm(routing.topk_weights_TK[:, None].to(y_TKD.dtype), y_TKD)
+    return Dispatched(mixture_T1D.squeeze(1), lambda tokens_S: y_TKD.index_select(0, tokens_S))
 
 
 def dispatch_batched(

@@ -18,17 +18,20 @@ swiglu), E experts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm
+from torch.nn.functional import grouped_mm, linear
 
 from chronomoe.model.feedforward import ACTIVATIONS, Activation
-from chronomoe.model.products import LIBRARIES, library_for, working
+from chronomoe.model.products import LIBRARIES, few, library_for, working
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
 """(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation) -> y_PD."""
+
+FEW_BLOCK_ROWS = 4
+"""Rows of a block when there are few: up to so many, a product costs what reading its weight costs."""
 
 BLOCK_ROWS = 16
 """Blocks of the blocked kernel are whole multiples of this: a processor's library prepares code for every number of
@@ -55,6 +58,59 @@ def run_looped(
 def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, activation: Activation) -> Tensor:
     """Every expert over as many slots, [E, C, D] to [E, C, D]; an empty slot (0) gives 0."""
     return torch.bmm(activation.join(torch.bmm(x_ECD, gate_up_EFD.transpose(1, 2))), down_EDF.transpose(1, 2))
+
+
+class FewBlocks(NamedTuple):
+    """A handful of assignments, in expert order, as blocks of equally many rows."""
+
+    experts_n: list[int]
+    """Whose block it is, ascending; an expert with more rows than a block has several."""
+    token_nC: list[list[int]]
+    """Whose row it is; what only fills up a block repeats token 0."""
+    row_TK: list[list[int]]
+    """Where each assignment stands among the n*C rows; 0 for one that was dropped."""
+
+
+def lay_out_few(ids_TK: list[list[int]], kept_TK: list[list[bool]] | None) -> FewBlocks:
+    """The host's own layout: sorting so few on the device takes longer than multiplying them."""
+    row_TK = [[0] * len(ids_K) for ids_K in ids_TK]
+    places: dict[int, list[tuple[int, int]]] = {}
+    for token, ids_K in enumerate(ids_TK):
+        for k, expert in enumerate(ids_K):
+            if kept_TK is None or kept_TK[token][k]:
+                places.setdefault(expert, []).append((token, k))
+    rows = min(FEW_BLOCK_ROWS, max(map(len, places.values()), default=0))
+    experts_n: list[int] = []
+    token_nC: list[list[int]] = []
+    for expert in sorted(places):
+        line = places[expert]
+        for start in range(0, len(line), rows):
+            block = line[start : start + rows]
+            for place, (token, k) in enumerate(block, start=len(experts_n) * rows):
+                row_TK[token][k] = place
+            experts_n.append(expert)
+            token_nC.append([token for token, _ in block] + [0] * (rows - len(block)))
+    return FewBlocks(experts_n, token_nC, row_TK)
+
+
+def run_few(x_nCD: Tensor, weight_EFD: Tensor, experts_n: list[int]) -> Tensor:
+    """Each block by its expert's matrix, [n, C, F]. Weights are read where they lie: two experts are one batch whose
+    stride is the distance between them; the last of an odd number is a batch of its two halves."""
+    blocks, rows, _ = x_nCD.shape
+    if x_nCD.dtype != torch.float32:
+        return torch.stack([linear(x_nCD[n], weight_EFD[expert]) for n, expert in enumerate(experts_n)])
+    y_nFC = x_nCD.new_empty(blocks, weight_EFD.shape[1], rows)
+    for n in range(0, blocks - 1, 2):
+        first, second = experts_n[n : n + 2]
+        pair_2FD = (
+            weight_EFD[first : second + 1 : second - first] if second > first else weight_EFD[first].expand(2, -1, -1)
+        )
+        torch.bmm(pair_2FD, x_nCD[n : n + 2].transpose(1, 2), out=y_nFC[n : n + 2])
+    if blocks % 2:
+        last_2FD = weight_EFD[experts_n[-1]].unflatten(0, (2, -1))
+        x_2DC = x_nCD[-1].T.expand(2, -1, -1)
+        torch.bmm(last_2FD, x_2DC, out=y_nFC[-1].unflatten(0, (2, -1)))
+    return y_nFC.view(blocks, 1, -1) if rows == 1 else y_nFC.transpose(1, 2).contiguous()
 
 
 class BlockedExperts(torch.autograd.Function):
@@ -164,6 +220,17 @@ class ExpertBank(nn.Module):
             return y_PD
         run = run_grouped if kernel == "grouped" else run_looped
         return run(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, ACTIVATIONS[self.activation])
+
+    def few(self, x_TD: Tensor, blocks: FewBlocks) -> Tensor:
+        """Of the rows of `blocks`, [n*C, D]; without a gradient."""
+        gate_up_EFD, down_EDF = self.weights(x_TD.dtype)
+        x_nCD = x_TD[torch.tensor(blocks.token_nC, device=x_TD.device)]
+        hidden_nCF = ACTIVATIONS[self.activation].join(run_few(x_nCD, gate_up_EFD, blocks.experts_n))
+        return run_few(hidden_nCF, down_EDF, blocks.experts_n).flatten(0, 1)
+
+    def takes_few(self, x_TD: Tensor) -> bool:
+        """Whether so few tokens are better read off one chosen expert after another than sorted."""
+        return self.kernel == "auto" and few(x_TD, len(x_TD))
 
     def batched(self, x_ECD: Tensor) -> Tensor:
         """Slots [E, C, D] in the dtype the products shall run in; returns as many."""

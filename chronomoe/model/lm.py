@@ -47,6 +47,12 @@ class Output(NamedTuple):
         logits_BSV: Tensor = self.head(self.hidden_BSD)
         return logits_BSV
 
+    @property
+    def last_logits_BV(self) -> Tensor:
+        """Of the token after the last one alone, which is all that decoding asks for."""
+        logits_BV: Tensor = self.head(self.hidden_BSD[:, -1])
+        return logits_BV
+
     def loss(self, targets_BS: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, fp32."""
         head_VD = working(self.head.weight, self.hidden_BSD.dtype)
@@ -187,8 +193,7 @@ class LanguageModel(nn.Module):
         batch, length = input_ids_BS.shape
         past = caches[0].length if caches else 0
         device = input_ids_BS.device
-        head_dim = self.settings.dim // self.settings.num_heads
-        rotation = rotary_angles(torch.arange(past, past + length, device=device), head_dim, self.settings.rope_theta)
+        rotation = self.rotation(past, length, caches[0].rotation if caches else None)
         allowed = allowed_pairs(batch, past, length, real_BC=real_BC, document_BS=document_BS, device=device)
         x_BSD = self.embedding(input_ids_BS)
         real_T = None if real_BC is None else real_BC[:, past:].flatten()
@@ -206,6 +211,13 @@ class LanguageModel(nn.Module):
             self.sensor_LEC += torch.stack(readings)
         return Output(self.norm(x_BSD), routings, self.head)
 
+    def rotation(self, past: int, length: int, table: Rotation | None = None) -> Rotation:
+        """Of `length` positions after `past`, cut from a table that starts at 0 or formed anew."""
+        if table is not None:
+            return Rotation(*(of_SA[past : past + length] for of_SA in table))
+        positions_S = torch.arange(past, past + length, device=self.embedding.weight.device)
+        return rotary_angles(positions_S, self.settings.dim // self.settings.num_heads, self.settings.rope_theta)
+
     def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
         """Empty key-value caches for `capacity` tokens, one per block, where and as precise as the weights are.
 
@@ -219,7 +231,11 @@ class LanguageModel(nn.Module):
         settings = self.settings
         width = settings.dim // settings.num_heads
         like = self.embedding.weight
-        return [KeyValueCache(batch, settings.num_kv_heads, capacity, width, like) for _ in range(settings.num_layers)]
+        caches = [KeyValueCache(batch, settings.num_kv_heads, capacity, width, like) for _ in self.blocks]
+        table = self.rotation(0, capacity)
+        for cache in caches:
+            cache.rotation = table
+        return caches
 
 
 def number_documents(input_ids_BS: Tensor, end_of_document: int) -> Tensor:

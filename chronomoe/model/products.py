@@ -90,6 +90,25 @@ def by_onednn(a_MK: Tensor, b_NK: Tensor) -> Tensor:
     return product
 
 
+FEW_ROWS = 8
+"""Up to so many rows, a product on a processor is reading its weight: `by_columns` reads it faster than the libraries'
+own way of multiplying rows."""
+
+
+def few(x: Tensor, rows: int) -> bool:
+    """Whether a product of x, of so many rows, is one of a decoding step: on a processor, without a gradient."""
+    return rows <= FEW_ROWS and x.device.type == "cpu" and not torch.is_grad_enabled()
+
+
+def by_columns(a_MK: Tensor, b_NK: Tensor) -> Tensor:
+    """a b^T as (b a^T)^T, for few rows in fp32. One row is shared out as a batch of two halves of the weight: MKL would
+    multiply it by a vector kernel that reads at a quarter of the memory's speed."""
+    if len(a_MK) == 1 and len(b_NK) % 2 == 0:
+        b_2nK = b_NK.unflatten(0, (2, -1))
+        return torch.bmm(b_2nK, a_MK.T.expand(2, -1, -1)).view(1, -1)
+    return torch.mm(b_NK, a_MK.T).T.contiguous()
+
+
 LIBRARIES: dict[str, Product] = {"torch": by_torch, "onednn": by_onednn}
 
 
@@ -125,6 +144,8 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if few(x, x.numel() // x.shape[-1]) and x.dtype == self.weight.dtype == torch.float32:
+            return by_columns(x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], -1)
         if library_for(self.library, x) is not by_onednn:
             return linear(x, working(self.weight, x.dtype))
         y: Tensor = OneDnnLinear.apply(x.flatten(0, -2), self.weight)
