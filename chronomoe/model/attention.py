@@ -21,7 +21,8 @@ from chronomoe.model.products import Linear
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat."""
+    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat, but for the sine's sign:
+    minus in the first half, plus in the second, as they are turned."""
 
     cos_SA: Tensor
     sin_SA: Tensor
@@ -31,15 +32,15 @@ def rotary_angles(positions_S: Tensor, head_dim: int, theta: float) -> Rotation:
     """Angles position * theta^(-2i/head_dim). Computed in fp32 for every forward, so no cast of the model loses
     them."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_S.device) / head_dim
-    angle_SA = torch.outer(positions_S.float(), theta**-exponent).repeat(1, 2)
-    return Rotation(angle_SA.cos(), angle_SA.sin())
+    angle_Sa = torch.outer(positions_S.float(), theta**-exponent)
+    sin_Sa = angle_Sa.sin()
+    return Rotation(angle_Sa.cos().repeat(1, 2), torch.cat((-sin_Sa, sin_Sa), dim=-1))
 
 
 def rotate(x_BHSA: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (i, i + A/2) of each head by its position's angle."""
-    first, second = x_BHSA.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x_BHSA * rotation.cos_SA + turned * rotation.sin_SA).to(x_BHSA.dtype)
+    other_BHSA = x_BHSA.roll(x_BHSA.shape[-1] // 2, dims=-1)  # of each pair, the other one
+    return torch.addcmul(x_BHSA * rotation.cos_SA, other_BHSA, rotation.sin_SA).to(x_BHSA.dtype)
 
 
 class KeyValueCache:
@@ -58,10 +59,10 @@ class KeyValueCache:
         end = self.length + keys_BGSA.shape[2]
         if end > self.keys_BGCA.shape[2]:
             raise ValueError(f"{end} tokens do not fit a cache of {self.keys_BGCA.shape[2]}")
-        self.keys_BGCA[:, :, self.length : end] = keys_BGSA
-        self.values_BGCA[:, :, self.length : end] = values_BGSA
+        self.keys_BGCA.narrow(2, self.length, keys_BGSA.shape[2]).copy_(keys_BGSA)
+        self.values_BGCA.narrow(2, self.length, keys_BGSA.shape[2]).copy_(values_BGSA)
         self.length = end
-        return self.keys_BGCA[:, :, :end], self.values_BGCA[:, :, :end]
+        return self.keys_BGCA.narrow(2, 0, end), self.values_BGCA.narrow(2, 0, end)
 
 
 class Attention(nn.Module):

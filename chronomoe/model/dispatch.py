@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.capacity import place_in_line
-from chronomoe.model.experts import ExpertBank, lay_out_few
+from chronomoe.model.experts import ExpertBank, lay_out_few, take
 from chronomoe.model.router import RouterOutput, count_by_expert
 
 
@@ -133,14 +133,13 @@ def dispatch_grouped(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -
 
 
 def dispatch_few(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
-    kept_TK = routing.kept_TK
-    layout = lay_out_few(routing.topk_expert_ids_TK.tolist(), None if kept_TK is None else kept_TK.tolist())
-    if not layout.experts_n:
-        return Dispatched(
-            torch.zeros_like(x_TD), lambda tokens_S: x_TD.new_zeros(len(tokens_S), kept_TK.shape[1], x_TD.shape[1])
-        )
-    y_PD = experts.few(x_TD, layout)
-    y_TKD = y_PD[torch.tensor(layout.row_TK, device=x_TD.device)]
+    ids_TK, kept_TK = routing.topk_expert_ids_TK, routing.kept_TK
+    kept_N = None if kept_TK is None else kept_TK.flatten().tolist()
+    layout = lay_out_few(ids_TK.flatten().tolist(), kept_N, ids_TK.shape[1])
+    if not layout.experts_n:  # the threshold of expert choice may take nobody
+        y_TKD = x_TD.new_zeros(*ids_TK.shape, x_TD.shape[1])
+        return Dispatched(torch.zeros_like(x_TD), lambda tokens_S: y_TKD.index_select(0, tokens_S))
+    y_TKD = take(experts.few(x_TD, layout), layout.row_N).view(*ids_TK.shape, -1)
     if kept_TK is not None:
         y_TKD = y_TKD * kept_TK[:, :, None]
     mixture_T1D = torch.bmm(routing.topk_weights_TK[:, None].to(y_TKD.dtype), y_TKD)

@@ -65,32 +65,37 @@ class FewBlocks(NamedTuple):
 
     experts_n: list[int]
     """Whose block it is, ascending; an expert with more rows than a block has several."""
-    token_nC: list[list[int]]
-    """Whose row it is; what only fills up a block repeats token 0."""
-    row_TK: list[list[int]]
-    """Where each assignment stands among the n*C rows; 0 for one that was dropped."""
+    token_P: list[int]
+    """Whose row it is, of n*C; what only fills up a block repeats token 0."""
+    row_N: list[int]
+    """Where each of the T*K assignments stands among the rows; 0 for one that was dropped."""
 
 
-def lay_out_few(ids_TK: list[list[int]], kept_TK: list[list[bool]] | None) -> FewBlocks:
+def lay_out_few(ids_N: list[int], kept_N: list[bool] | None, top_k: int) -> FewBlocks:
     """The host's own layout: sorting so few on the device takes longer than multiplying them."""
-    row_TK = [[0] * len(ids_K) for ids_K in ids_TK]
-    places: dict[int, list[tuple[int, int]]] = {}
-    for token, ids_K in enumerate(ids_TK):
-        for k, expert in enumerate(ids_K):
-            if kept_TK is None or kept_TK[token][k]:
-                places.setdefault(expert, []).append((token, k))
+    places: dict[int, list[int]] = {}
+    for n, expert in enumerate(ids_N):
+        if kept_N is None or kept_N[n]:
+            places.setdefault(expert, []).append(n)
     rows = min(FEW_BLOCK_ROWS, max(map(len, places.values()), default=0))
-    experts_n: list[int] = []
-    token_nC: list[list[int]] = []
+    row_N, experts_n, token_P = [0] * len(ids_N), [], []
     for expert in sorted(places):
         line = places[expert]
         for start in range(0, len(line), rows):
             block = line[start : start + rows]
-            for place, (token, k) in enumerate(block, start=len(experts_n) * rows):
-                row_TK[token][k] = place
+            for n in block:
+                row_N[n] = len(token_P)
+                token_P.append(n // top_k)
+            token_P += [0] * (rows - len(block))
             experts_n.append(expert)
-            token_nC.append([token for token, _ in block] + [0] * (rows - len(block)))
-    return FewBlocks(experts_n, token_nC, row_TK)
+    return FewBlocks(experts_n, token_P, row_N)
+
+
+def take(rows_PD: Tensor, number_R: list[int]) -> Tensor:
+    """The rows of these numbers, [R, D]."""
+    if number_R == list(range(len(rows_PD))):
+        return rows_PD
+    return rows_PD.index_select(0, torch.tensor(number_R, device=rows_PD.device))
 
 
 def run_few(x_nCD: Tensor, weight_EFD: Tensor, experts_n: list[int]) -> Tensor:
@@ -110,7 +115,7 @@ def run_few(x_nCD: Tensor, weight_EFD: Tensor, experts_n: list[int]) -> Tensor:
         last_2FD = weight_EFD[experts_n[-1]].unflatten(0, (2, -1))
         x_2DC = x_nCD[-1].T.expand(2, -1, -1)
         torch.bmm(last_2FD, x_2DC, out=y_nFC[-1].unflatten(0, (2, -1)))
-    return y_nFC.view(blocks, 1, -1) if rows == 1 else y_nFC.transpose(1, 2).contiguous()
+    return y_nFC.view(blocks, 1, -1) if rows == 1 else y_nFC.transpose(1, 2)
 
 
 class BlockedExperts(torch.autograd.Function):
@@ -224,9 +229,10 @@ class ExpertBank(nn.Module):
     def few(self, x_TD: Tensor, blocks: FewBlocks) -> Tensor:
         """Of the rows of `blocks`, [n*C, D]; without a gradient."""
         gate_up_EFD, down_EDF = self.weights(x_TD.dtype)
-        x_nCD = x_TD[torch.tensor(blocks.token_nC, device=x_TD.device)]
+        shape = (len(blocks.experts_n), -1, x_TD.shape[1])
+        x_nCD = x_TD.expand(shape) if len(x_TD) == 1 else take(x_TD, blocks.token_P).view(shape)
         hidden_nCF = ACTIVATIONS[self.activation].join(run_few(x_nCD, gate_up_EFD, blocks.experts_n))
-        return run_few(hidden_nCF, down_EDF, blocks.experts_n).flatten(0, 1)
+        return run_few(hidden_nCF.contiguous(), down_EDF, blocks.experts_n).flatten(0, 1)
 
     def takes_few(self, x_TD: Tensor) -> bool:
         """Whether so few tokens are better read off one chosen expert after another than sorted."""

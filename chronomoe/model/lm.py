@@ -78,10 +78,11 @@ class Block(nn.Module):
         rotation: Rotation,
         allowed_B1SC: Tensor | None,
         cache: KeyValueCache | None,
-        field: tuple[Tensor, Tensor] | None,
+        field: tuple[Tensor, Tensor | None] | None,
         real_T: Tensor | None,
     ) -> tuple[Tensor, LayerState | None]:
-        """`field` is this layer's (bias, log-temperature), each [E]; None in a dense model."""
+        """`field` is this layer's (bias, log-temperature), each [E]; None in a dense model. No log-temperature is the
+        neutral one."""
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, allowed_B1SC, cache)
         h_BSD = self.ffn_norm(x_BSD)
         if field is None:
@@ -200,8 +201,10 @@ class LanguageModel(nn.Module):
         routings: list[RouterOutput] = []
         readings: list[Tensor] = []
         bias_LE = self.expert_bias_LE if self.threshold_LE is None else self.expert_bias_LE - self.threshold_LE
+        heated = caches is None or not self.log_temperature_LE.is_cpu or bool(self.log_temperature_LE.any())
         for layer, block in enumerate(self.blocks):
-            field = (bias_LE[layer], self.log_temperature_LE[layer]) if not self.settings.dense else None
+            heat_E = self.log_temperature_LE[layer] if heated and not self.settings.dense else None
+            field = (bias_LE[layer], heat_E) if not self.settings.dense else None
             x_BSD, state = block(x_BSD, rotation, allowed, caches[layer] if caches else None, field, real_T)
             if state is not None:
                 routings.append(state.routing)
