@@ -21,8 +21,8 @@ from chronomoe.model.products import Linear
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat, but for the sine's sign:
-    minus in the first half, plus in the second, as they are turned."""
+    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat, but for the sine's
+    sign: minus in the first half, plus in the second, as they are turned."""
 
     cos_SA: Tensor
     sin_SA: Tensor

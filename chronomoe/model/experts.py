@@ -112,9 +112,10 @@ def run_few(x_nCD: Tensor, weight_EFD: Tensor, experts_n: list[int]) -> Tensor:
         )
         torch.bmm(pair_2FD, x_nCD[n : n + 2].transpose(1, 2), out=y_nFC[n : n + 2])
     if blocks % 2:
-        last_2FD = weight_EFD[experts_n[-1]].unflatten(0, (2, -1))
-        x_2DC = x_nCD[-1].T.expand(2, -1, -1)
-        torch.bmm(last_2FD, x_2DC, out=y_nFC[-1].unflatten(0, (2, -1)))
+        parts = 2 if weight_EFD.shape[1] % 2 == 0 else 1
+        last_2FD = weight_EFD[experts_n[-1]].unflatten(0, (parts, -1))
+        x_2DC = x_nCD[-1].T.expand(parts, -1, -1)
+        torch.bmm(last_2FD, x_2DC, out=y_nFC[-1].unflatten(0, (parts, -1)))
     return y_nFC.view(blocks, 1, -1) if rows == 1 else y_nFC.transpose(1, 2)
 
 
