@@ -22,7 +22,8 @@ from chronomoe.model.products import Linear
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat."""
+    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat, but for the sine's
+    sign: minus in the first half, plus in the second, as they are turned."""
 
     cos_SA: Tensor
     sin_SA: Tensor
@@ -32,19 +33,22 @@ def rotary_angles(positions_S: Tensor, head_dim: int, theta: float) -> Rotation:
     """Angles position * theta^(-2i/head_dim). Computed in fp32 for every forward, so no cast of the model loses
     them."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_S.device) / head_dim
-    angle_SA = torch.outer(positions_S.float(), theta**-exponent).repeat(1, 2)
-    return Rotation(angle_SA.cos(), angle_SA.sin())
+    angle_Sa = torch.outer(positions_S.float(), theta**-exponent)
+    sin_Sa = angle_Sa.sin()
+    return Rotation(angle_Sa.cos().repeat(1, 2), torch.cat((-sin_Sa, sin_Sa), dim=-1))
 
 
 def rotate(x_BHSA: Tensor, rotation: Rotation) -> Tensor:
     """Rotate the pairs (i, i + A/2) of each head by its position's angle."""
-    first, second = x_BHSA.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x_BHSA * rotation.cos_SA + turned * rotation.sin_SA).to(x_BHSA.dtype)
+    other_BHSA = x_BHSA.roll(x_BHSA.shape[-1] // 2, dims=-1)  # of each pair, the other one
+    return torch.addcmul(x_BHSA * rotation.cos_SA, other_BHSA, rotation.sin_SA).to(x_BHSA.dtype)
 
 
 class KeyValueCache:
     """Keys and values of one layer's past tokens, in a buffer of fixed capacity that is written in place."""
+
+    rotation: Rotation | None = None
+    """Of every position it has room for, if somebody formed them beforehand; one table serves all layers."""
 
     def __init__(self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
         self.keys_BGCA = like.new_zeros(batch, num_kv_heads, capacity, head_dim)
@@ -56,10 +60,10 @@ class KeyValueCache:
         end = self.length + keys_BGSA.shape[2]
         if end > self.keys_BGCA.shape[2]:
             raise ValueError(f"{end} tokens do not fit a cache of {self.keys_BGCA.shape[2]}")
-        self.keys_BGCA[:, :, self.length : end] = keys_BGSA
-        self.values_BGCA[:, :, self.length : end] = values_BGSA
+        self.keys_BGCA.narrow(2, self.length, keys_BGSA.shape[2]).copy_(keys_BGSA)
+        self.values_BGCA.narrow(2, self.length, keys_BGSA.shape[2]).copy_(values_BGSA)
         self.length = end
-        return self.keys_BGCA[:, :, :end], self.values_BGCA[:, :, :end]
+        return self.keys_BGCA.narrow(2, 0, end), self.values_BGCA.narrow(2, 0, end)
 
 
 class Attention(nn.Module):
@@ -83,9 +87,9 @@ class Attention(nn.Module):
         if allowed_B1SC is None and cache is None and self.multiplies(x_BSD.device.type, length):
             y_BSHA = CausalAttention.apply(qkv_BSNA, *rotation, self.num_kv_heads)
             return self.out(y_BSHA.flatten(2))
-        q, k, v = qkv_BSNA.transpose(1, 2).split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
-        turn = as_chosen(rotate, self.elementwise)
-        q, k = turn(q, rotation), turn(k, rotation)
+        turning = self.num_heads + self.num_kv_heads
+        qk, v = qkv_BSNA.transpose(1, 2).split((turning, self.num_kv_heads), dim=1)
+        q, k = as_chosen(rotate, self.elementwise)(qk, rotation).split((self.num_heads, self.num_kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(k, v)
         causal = allowed_B1SC is None and length > 1

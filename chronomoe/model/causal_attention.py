@@ -26,7 +26,7 @@ LONGEST = 512
 def turn(x_BSHA: Tensor, cos_SA: Tensor, sin_SA: Tensor) -> Tensor:
     """Rotate the pairs (i, i + A/2) by their position's angle, in fp32 or wider."""
     half = x_BSHA.shape[-1] // 2
-    cos_S1a, sin_S1a = cos_SA[:, None, :half], sin_SA[:, None, :half]
+    cos_S1a, sin_S1a = cos_SA[:, None, :half], sin_SA[:, None, half:]
     first, second = x_BSHA.to(torch.promote_types(x_BSHA.dtype, cos_SA.dtype)).split(half, dim=-1)
     turned = torch.empty(x_BSHA.shape, dtype=first.dtype, device=x_BSHA.device)
     torch.mul(first, cos_S1a, out=turned[..., :half]).addcmul_(second, sin_S1a, value=-1)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from chronomoe.model.buffers import BUFFERS
 from chronomoe.model.capacity import place_in_line
-from chronomoe.model.experts import ExpertBank
+from chronomoe.model.experts import ExpertBank, lay_out_few, take
 from chronomoe.model.router import RouterOutput, count_by_expert
 
 
@@ -36,6 +36,8 @@ class Dispatched(NamedTuple):
 
 
 def dispatch(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
+    if routing.capacity is None and experts.takes_few(x_TD):
+        return dispatch_few(x_TD, routing, experts)
     if routing.kept_TK is None:
         return dispatch_grouped(x_TD, routing, experts)
     if routing.capacity is None:
@@ -142,6 +144,20 @@ def dispatch_grouped(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -
         return y_PD.index_select(0, rows_SK.flatten()).view(*rows_SK.shape, -1)
 
     return Dispatched(mixture_TD, outputs_of)
+
+
+def dispatch_few(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
+    ids_TK, kept_TK = routing.topk_expert_ids_TK, routing.kept_TK
+    kept_N = None if kept_TK is None else kept_TK.flatten().tolist()
+    layout = lay_out_few(ids_TK.flatten().tolist(), kept_N, ids_TK.shape[1])
+    if not layout.experts_n:  # the threshold of expert choice may take nobody
+        y_TKD = x_TD.new_zeros(*ids_TK.shape, x_TD.shape[1])
+        return Dispatched(torch.zeros_like(x_TD), lambda tokens_S: y_TKD.index_select(0, tokens_S))
+    y_TKD = take(experts.few(x_TD, layout), layout.row_N).view(*ids_TK.shape, -1)
+    if kept_TK is not None:
+        y_TKD = y_TKD * kept_TK[:, :, None]
+    mixture_T1D = torch.bmm(routing.topk_weights_TK[:, None].to(y_TKD.dtype), y_TKD)
+    return Dispatched(mixture_T1D.squeeze(1), lambda tokens_S: y_TKD.index_select(0, tokens_S))
 
 
 def dispatch_batched(

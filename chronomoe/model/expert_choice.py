@@ -57,7 +57,7 @@ class ExpertChoiceRouter(nn.Module):
         self.capacity_factor, self.causal = capacity_factor, causal
 
     def forward(
-        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor, real_T: Tensor | None = None
+        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor | None, real_T: Tensor | None = None
     ) -> RouterOutput:
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = linear(x_TD.float(), self.gate.weight.float())

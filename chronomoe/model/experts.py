@@ -18,16 +18,16 @@ swiglu), E experts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm
+from torch.nn.functional import grouped_mm, linear
 
 from chronomoe.model.buffers import BUFFERS
 from chronomoe.model.elementwise import as_chosen
 from chronomoe.model.feedforward import ACTIVATIONS, Activation
-from chronomoe.model.products import into, working
+from chronomoe.model.products import few, into, working
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
 """(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation) -> y_PD."""
@@ -35,6 +35,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
 BLOCK_SIZES = [0, *range(16, 128, 16), *(quarter << octave for octave in range(20) for quarter in (128, 160, 192, 224))]
 """Rows a block of the blocked kernel may have: 16 apart (a tile of AMX), from 128 on four an octave. A processor's
 library prepares code for every number of rows it meets, which takes a millisecond and half a megabyte each."""
+
+FEW_BLOCK_ROWS = 4
+"""Rows of a block when there are few: up to so many, a product costs what reading its weight costs."""
 
 
 def run_grouped(
@@ -57,6 +60,66 @@ def run_looped(
 def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, activation: Activation) -> Tensor:
     """Every expert over as many slots, [E, C, D] to [E, C, D]; an empty slot (0) gives 0."""
     return torch.bmm(activation.join(torch.bmm(x_ECD, gate_up_EFD.transpose(1, 2))), down_EDF.transpose(1, 2))
+
+
+class FewBlocks(NamedTuple):
+    """A handful of assignments, in expert order, as blocks of equally many rows."""
+
+    experts_n: list[int]
+    """Whose block it is, ascending; an expert with more rows than a block has several."""
+    token_P: list[int]
+    """Whose row it is, of n*C; what only fills up a block repeats token 0."""
+    row_N: list[int]
+    """Where each of the T*K assignments stands among the rows; 0 for one that was dropped."""
+
+
+def lay_out_few(ids_N: list[int], kept_N: list[bool] | None, top_k: int) -> FewBlocks:
+    """The host's own layout: sorting so few on the device takes longer than multiplying them."""
+    places: dict[int, list[int]] = {}
+    for n, expert in enumerate(ids_N):
+        if kept_N is None or kept_N[n]:
+            places.setdefault(expert, []).append(n)
+    rows = min(FEW_BLOCK_ROWS, max(map(len, places.values()), default=0))
+    row_N, experts_n = [0] * len(ids_N), list[int]()
+    token_P: list[int] = []
+    for expert in sorted(places):
+        line = places[expert]
+        for start in range(0, len(line), rows):
+            block = line[start : start + rows]
+            for n in block:
+                row_N[n] = len(token_P)
+                token_P.append(n // top_k)
+            token_P += [0] * (rows - len(block))
+            experts_n.append(expert)
+    return FewBlocks(experts_n, token_P, row_N)
+
+
+def take(rows_PD: Tensor, number_R: list[int]) -> Tensor:
+    """The rows of these numbers, [R, D]."""
+    if number_R == list(range(len(rows_PD))):
+        return rows_PD
+    return rows_PD.index_select(0, torch.tensor(number_R, device=rows_PD.device))
+
+
+def run_few(x_nCD: Tensor, weight_EFD: Tensor, experts_n: list[int]) -> Tensor:
+    """Each block by its expert's matrix, [n, C, F]. Weights are read where they lie: two experts are one batch whose
+    stride is the distance between them; the last of an odd number is a batch of its two halves."""
+    blocks, rows, _ = x_nCD.shape
+    if x_nCD.dtype != torch.float32:
+        return torch.stack([linear(x_nCD[n], weight_EFD[expert]) for n, expert in enumerate(experts_n)])
+    y_nFC = x_nCD.new_empty(blocks, weight_EFD.shape[1], rows)
+    for n in range(0, blocks - 1, 2):
+        first, second = experts_n[n : n + 2]
+        pair_2FD = (
+            weight_EFD[first : second + 1 : second - first] if second > first else weight_EFD[first].expand(2, -1, -1)
+        )
+        torch.bmm(pair_2FD, x_nCD[n : n + 2].transpose(1, 2), out=y_nFC[n : n + 2])
+    if blocks % 2:
+        parts = 2 if weight_EFD.shape[1] % 2 == 0 else 1
+        last_2FD = weight_EFD[experts_n[-1]].unflatten(0, (parts, -1))
+        x_2DC = x_nCD[-1].T.expand(parts, -1, -1)
+        torch.bmm(last_2FD, x_2DC, out=y_nFC[-1].unflatten(0, (parts, -1)))
+    return y_nFC.view(blocks, 1, -1) if rows == 1 else y_nFC.transpose(1, 2)
 
 
 class BlockedExperts(torch.autograd.Function):
@@ -176,6 +239,18 @@ class ExpertBank(nn.Module):
         activation = ACTIVATIONS[self.activation]
         activation = activation._replace(join=as_chosen(activation.join, self.elementwise))
         return run(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation)
+
+    def few(self, x_TD: Tensor, blocks: FewBlocks) -> Tensor:
+        """Of the rows of `blocks`, [n*C, D]; without a gradient."""
+        gate_up_EFD, down_EDF = self.weights(x_TD.dtype)
+        shape = (len(blocks.experts_n), -1, x_TD.shape[1])
+        x_nCD = x_TD.expand(shape) if len(x_TD) == 1 else take(x_TD, blocks.token_P).view(shape)
+        hidden_nCF = ACTIVATIONS[self.activation].join(run_few(x_nCD, gate_up_EFD, blocks.experts_n))
+        return run_few(hidden_nCF.contiguous(), down_EDF, blocks.experts_n).flatten(0, 1)
+
+    def takes_few(self, x_TD: Tensor) -> bool:
+        """Whether so few tokens are better read off one chosen expert after another than sorted."""
+        return self.kernel == "auto" and few(x_TD, len(x_TD))
 
     def batched(self, x_ECD: Tensor) -> Tensor:
         """Slots [E, C, D] in the dtype the products shall run in; returns as many."""

@@ -49,13 +49,12 @@ def generate(
         )
     caches = model.new_caches(batch, capacity)
 
-    @torch.no_grad()
     def draw() -> Iterator[Tensor]:
         ids_BS = prompt_BS
         for _ in range(max_new_tokens):
-            logits_BV = model(ids_BS, caches=caches).logits_BSV[:, -1]
-            ids_B = sample(logits_BV, temperature, top_p, generator)
-            yield ids_B
-            ids_BS = ids_B[:, None]
+            with torch.inference_mode():
+                ids_B = sample(model(ids_BS, caches=caches).last_logits_BV, temperature, top_p, generator)
+                ids_BS = ids_B[:, None]
+            yield ids_B.clone()  # outside, where a clone is a plain tensor that may be trained on
 
     return draw()

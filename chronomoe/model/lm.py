@@ -47,6 +47,12 @@ class Output(NamedTuple):
         logits_BSV: Tensor = self.head(self.hidden_BSD)
         return logits_BSV
 
+    @property
+    def last_logits_BV(self) -> Tensor:
+        """Of the token after the last one alone, which is all that decoding asks for."""
+        logits_BV: Tensor = self.head(self.hidden_BSD[:, -1])
+        return logits_BV
+
     def loss(self, targets_BS: Tensor) -> Tensor:
         """Mean cross-entropy in nats per token, fp32."""
         head_VD = working(self.head.weight, self.hidden_BSD.dtype)
@@ -72,10 +78,11 @@ class Block(nn.Module):
         rotation: Rotation,
         allowed_B1SC: Tensor | None,
         cache: KeyValueCache | None,
-        field: tuple[Tensor, Tensor] | None,
+        field: tuple[Tensor, Tensor | None] | None,
         real_T: Tensor | None,
     ) -> tuple[Tensor, LayerState | None]:
-        """`field` is this layer's (bias, log-temperature), each [E]; None in a dense model."""
+        """`field` is this layer's (bias, log-temperature), each [E]; None in a dense model. No log-temperature is the
+        neutral one."""
         x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, allowed_B1SC, cache)
         h_BSD = self.ffn_norm(x_BSD)
         if field is None:
@@ -187,16 +194,17 @@ class LanguageModel(nn.Module):
         batch, length = input_ids_BS.shape
         past = caches[0].length if caches else 0
         device = input_ids_BS.device
-        head_dim = self.settings.dim // self.settings.num_heads
-        rotation = rotary_angles(torch.arange(past, past + length, device=device), head_dim, self.settings.rope_theta)
+        rotation = self.rotation(past, length, caches[0].rotation if caches else None)
         allowed = allowed_pairs(batch, past, length, real_BC=real_BC, document_BS=document_BS, device=device)
         x_BSD = self.embedding(input_ids_BS)
         real_T = None if real_BC is None else real_BC[:, past:].flatten()
         routings: list[RouterOutput] = []
         readings: list[Tensor] = []
         bias_LE = self.expert_bias_LE if self.threshold_LE is None else self.expert_bias_LE - self.threshold_LE
+        heated = caches is None or not self.log_temperature_LE.is_cpu or bool(self.log_temperature_LE.any())
         for layer, block in enumerate(self.blocks):
-            field = (bias_LE[layer], self.log_temperature_LE[layer]) if not self.settings.dense else None
+            heat_E = self.log_temperature_LE[layer] if heated and not self.settings.dense else None
+            field = (bias_LE[layer], heat_E) if not self.settings.dense else None
             x_BSD, state = block(x_BSD, rotation, allowed, caches[layer] if caches else None, field, real_T)
             if state is not None:
                 routings.append(state.routing)
@@ -205,6 +213,13 @@ class LanguageModel(nn.Module):
         if readings:
             self.sensor_LEC += torch.stack(readings)
         return Output(self.norm(x_BSD), routings, self.head)
+
+    def rotation(self, past: int, length: int, table: Rotation | None = None) -> Rotation:
+        """Of `length` positions after `past`, cut from a table from 0 on, or formed anew where that is too short."""
+        if table is not None and past + length <= len(table.cos_SA):
+            return Rotation(*(of_SA[past : past + length] for of_SA in table))
+        positions_S = torch.arange(past, past + length, device=self.embedding.weight.device)
+        return rotary_angles(positions_S, self.settings.dim // self.settings.num_heads, self.settings.rope_theta)
 
     def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
         """Empty key-value caches for `capacity` tokens, one per block, where and as precise as the weights are.
@@ -219,7 +234,11 @@ class LanguageModel(nn.Module):
         settings = self.settings
         width = settings.dim // settings.num_heads
         like = self.embedding.weight
-        return [KeyValueCache(batch, settings.num_kv_heads, capacity, width, like) for _ in range(settings.num_layers)]
+        caches = [KeyValueCache(batch, settings.num_kv_heads, capacity, width, like) for _ in self.blocks]
+        table = self.rotation(0, capacity)
+        for cache in caches:
+            cache.rotation = table
+        return caches
 
 
 def number_documents(input_ids_BS: Tensor, end_of_document: int) -> Tensor:

@@ -31,7 +31,7 @@ class MoELayer(nn.Module):
         self.router, self.experts, self.layer, self.shared_experts = router, experts, layer, shared_experts
 
     def forward(
-        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor, real_T: Tensor | None = None
+        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor | None, real_T: Tensor | None = None
     ) -> tuple[Tensor, LayerState]:
         """Returns the layer's output [T, D] and everything it knows of this forward."""
         routing: RouterOutput = self.router(x_TD, expert_bias_E, log_temperature_E, real_T)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chronomoe.model.products import product_dtype
+from chronomoe.model.products import few, product_dtype
 
 
 class Normalise(torch.autograd.Function):
@@ -41,7 +41,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype = product_dtype(x)
-        if x.device.type != "cpu" or x.dtype != self.weight.dtype:
+        if x.device.type != "cpu" or x.dtype != self.weight.dtype or few(x, x.numel() // x.shape[-1]):
             return super().forward(x).to(dtype)
         y: Tensor = Normalise.apply(x.flatten(0, -2), self.weight, self.eps, dtype)
         return y.view(x.shape)

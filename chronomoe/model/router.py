@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid
 
 from chronomoe.model.capacity import capacity_of, first_come, room_of
+from chronomoe.model.products import FEW_ROWS, full_precision
 
 
 class RouterOutput(NamedTuple):
@@ -56,8 +57,13 @@ Balancer = Callable[[Tensor, Tensor, Tensor, int, Tensor | None], tuple[Tensor, 
 a batch, which looks at tokens to come and is therefore no rule for decoding (`chronomoe.model.assignment`)."""
 
 
-def count_by_expert(expert_ids_N: Tensor, amounts_N: Tensor, num_experts: int) -> Tensor:
-    """Sum of integer amounts per expert, int64 [E], without asking the host for sizes (bincount would)."""
+def count_by_expert(expert_ids_N: Tensor, amounts_N: Tensor | None, num_experts: int) -> Tensor:
+    """Sum of integer amounts per expert (None: of ones), int64 [E], without asking a GPU's host for sizes, as bincount
+    would."""
+    if amounts_N is None:
+        if expert_ids_N.is_cpu:
+            return expert_ids_N.bincount(minlength=num_experts)
+        amounts_N = torch.ones_like(expert_ids_N)
     return torch.zeros(num_experts, dtype=torch.int64, device=expert_ids_N.device).scatter_add_(
         0, expert_ids_N, amounts_N
     )
@@ -76,8 +82,11 @@ def count_assignments(
     return count_by_expert(topk_expert_ids_TK.flatten(), counted_TK.flatten(), num_experts)
 
 
-def heat(logits_TE: Tensor, log_temperature_E: Tensor) -> Tensor:
-    """The logits under a temperature, z_T of the module docstring: (z - mean z)/temperature up to a constant."""
+def heat(logits_TE: Tensor, log_temperature_E: Tensor | None) -> Tensor:
+    """The logits under a temperature, z_T of the module docstring: (z - mean z)/temperature up to a constant. None is
+    the neutral one."""
+    if log_temperature_E is None:
+        return logits_TE
     centred_TE = logits_TE - logits_TE.mean(dim=-1, keepdim=True)
     return logits_TE + centred_TE * torch.expm1(-log_temperature_E)
 
@@ -101,9 +110,9 @@ def select_largest(ranked_TE: Tensor, top_k: int) -> Tensor:
     """The positions of the `top_k` largest of each row, largest first, int64 [T, K], distinct whatever the row holds.
 
     On a processor the largest is taken again and again: for the few experts of a token that is several times faster
-    than torch's topk, which partially sorts every row.
+    than torch's topk, which partially sorts every row; a handful of rows is soon sorted.
     """
-    if ranked_TE.device.type != "cpu" or top_k > 4:
+    if not ranked_TE.is_cpu or top_k > 4 or len(ranked_TE) <= FEW_ROWS:
         return ranked_TE.topk(top_k, dim=-1).indices
     lowest = torch.finfo(ranked_TE.dtype).min  # what was chosen falls below it, minus infinity does not
     rest_TE, chosen = ranked_TE.detach().clamp(min=lowest), []
@@ -154,29 +163,29 @@ class TopKRouter(nn.Module):
         """What the top k are taken of, [T, E]; steered logits rank as their scores do, which may saturate."""
         return (heated_TE if self.steer_weights else scores_TE) + expert_bias_E
 
-    def select(self, logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor) -> Tensor:
+    def select(self, logits_TE: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor | None) -> Tensor:
         """The experts of tokens with these clean logits under this field, int64 [T, K]; no balancer is asked."""
         heated_TE = heat(logits_TE, log_temperature_E)
         scores_TE = score(heated_TE, self.gate_kind)
         return select_largest(self.rank(heated_TE, scores_TE, expert_bias_E), self.top_k)
 
     def forward(
-        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor, real_T: Tensor | None = None
+        self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor | None, real_T: Tensor | None = None
     ) -> RouterOutput:
         """`real_T` (bool, False at padding): padding has no place in what a balancer solves and takes no capacity."""
         # The gate runs in fp32 whatever the precision around it: its logits decide discontinuously.
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with full_precision(x_TD.device.type):
             logits_TE = self.clean_logits(x_TD)
             heated_TE = heat(logits_TE, log_temperature_E)
             steered_TE = heated_TE + expert_bias_E if self.steer_weights else logits_TE
-            scores_TE = score(heated_TE.detach(), self.gate_kind)
-            ranked_TE, price_E = self.rank(heated_TE.detach(), scores_TE, expert_bias_E), None
+            heated_TE = heated_TE.detach()
+            scores_TE = score(heated_TE, self.gate_kind)
+            ranked_TE, price_E = self.rank(heated_TE, scores_TE, expert_bias_E), None
             if self.balancer is not None and (self.training or self.balance_evaluation):
-                ranked_TE, price_E = self.balancer(heated_TE.detach(), scores_TE, expert_bias_E, self.top_k, real_T)
+                ranked_TE, price_E = self.balancer(heated_TE, scores_TE, expert_bias_E, self.top_k, real_T)
             ids_TK = select_largest(ranked_TE, self.top_k)
             weights_TK = mixing_weights(steered_TE, ids_TK, self.gate_kind)
-            flat_N = ids_TK.flatten()
-            tokens_per_expert_E = count_by_expert(flat_N, torch.ones_like(flat_N), logits_TE.shape[-1])
+            tokens_per_expert_E = count_by_expert(ids_TK.flatten(), None, logits_TE.shape[-1])
         routing = RouterOutput(ids_TK, weights_TK, logits_TE, scores_TE, tokens_per_expert_E, price_E=price_E)
         if self.capacity_factor is None or not self.training:
             return routing

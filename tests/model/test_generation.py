@@ -11,12 +11,44 @@ import pytest
 import torch
 from torch import Tensor
 
+from chronomoe.model import dispatch
 from chronomoe.model.generation import generate, sample
 from chronomoe.model.lm import LanguageModel
+from chronomoe.model.products import FEW_ROWS
+from chronomoe.model.settings import ModelSettings, RouterSettings
 
 MakeModel = Callable[..., LanguageModel]
 MakeIds = Callable[..., Tensor]
 NEW = 10
+ROUTERS = {
+    "mixtral": ({"kind": "mixtral"}, {}),
+    "one expert": ({"kind": "mixtral", "top_k": 1}, {}),
+    "three experts": ({"kind": "mixtral", "top_k": 3}, {}),
+    "switch": ({"kind": "switch", "gate": "softmax", "top_k": 1}, {"activation": "relu", "hidden_dim": 23}),
+    "sigmoid, shared experts": ({"kind": "mixtral", "gate": "sigmoid"}, {"num_shared_experts": 1}),
+    "softmax, tied, grouped heads": ({"kind": "mixtral", "gate": "softmax"}, {"tie_embeddings": True}),
+    "capacity": ({"kind": "mixtral", "capacity_factor": 0.5, "jitter": 0.1}, {}),
+    "causal expert choice": ({"kind": "expert_choice", "capacity_factor": 1.5}, {}),
+    "dense": ({"kind": "mixtral"}, {"dense": True}),
+}
+by_router = pytest.mark.parametrize(("router", "sizes"), ROUTERS.values(), ids=ROUTERS.keys())
+
+
+@pytest.fixture(params=["neutral", "bias", "logits", "temperature"])
+def steered(request: pytest.FixtureRequest, tiny_settings: Callable[..., ModelSettings]) -> MakeModel:
+    """steered(router, sizes): a model whose field is of this kind."""
+
+    def make(router: dict, sizes: dict) -> LanguageModel:
+        torch.manual_seed(0)
+        actuation = "logits" if request.param == "logits" else "selection"
+        model = LanguageModel(tiny_settings(init_std=0.3, **sizes), RouterSettings(**router), actuation).eval()
+        if request.param in ("bias", "logits"):
+            model.expert_bias_LE.normal_(0, 0.5)
+        if request.param == "temperature":
+            model.log_temperature_LE.normal_(0, 0.5)
+        return model
+
+    return make
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["experts", "dense"])
@@ -26,6 +58,109 @@ def test_cached_logits_equal_full_recomputation(tiny_model: MakeModel, draw_ids:
     caches = model.new_caches(3, 16)
     pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 4, 1, 5], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids_BS).logits_BSV, rtol=0, atol=2e-5)
+
+
+@by_router
+@pytest.mark.parametrize("batch", [1, 3, FEW_ROWS, FEW_ROWS + 1])
+@torch.no_grad()
+def test_a_step_equals_the_full_forward_for_every_router_and_field(
+    steered: Callable[[dict, dict], LanguageModel], draw_ids: MakeIds, router: dict, sizes: dict, batch: int
+) -> None:
+    model, ids_BS = steered(router, sizes), draw_ids(batch, 12)
+    for prompt in (1, 7):
+        caches = model.new_caches(batch, 12)
+        first_BV = model(ids_BS[:, :prompt], caches=caches).last_logits_BV
+        steps = [model(ids_BS[:, at : at + 1], caches=caches).last_logits_BV for at in range(prompt, 12)]
+        full_BSV = model(ids_BS).logits_BSV[:, prompt - 1 :]
+        torch.testing.assert_close(torch.stack([first_BV, *steps], dim=1), full_BSV, rtol=0, atol=2e-5)
+
+
+@by_router
+@torch.no_grad()
+def test_a_step_does_what_the_general_path_does(
+    steered: Callable[[dict, dict], LanguageModel], draw_ids: MakeIds, router: dict, sizes: dict
+) -> None:
+    model, ids_BS = steered(router, sizes), draw_ids(3, 1)
+    few = model(ids_BS)
+    with torch.enable_grad():  # with gradients nothing is taken as few
+        general = model(ids_BS)
+    torch.testing.assert_close(few.logits_BSV, general.logits_BSV, rtol=0, atol=2e-5)
+    for mine, other in zip(few.routings, general.routings, strict=True):
+        assert mine.topk_expert_ids_TK.tolist() == other.topk_expert_ids_TK.tolist()
+        assert mine.tokens_per_expert_E.tolist() == other.tokens_per_expert_E.tolist()
+
+
+@torch.no_grad()
+def test_what_chose_no_expert_or_asks_for_another_kernel_takes_the_general_path(
+    tiny_model: MakeModel, draw_ids: MakeIds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, ids_BS = tiny_model(), draw_ids(3, 1)
+    expected_BSV = model(ids_BS).logits_BSV
+    for block in model.blocks:
+        block.ffn.experts.kernel = "looped"
+    monkeypatch.delattr(dispatch, "dispatch_few")
+    torch.testing.assert_close(model(ids_BS).logits_BSV, expected_BSV, rtol=0, atol=2e-5)
+
+
+@torch.no_grad()
+def test_a_token_that_no_expert_takes_is_carried_on(tiny_settings: Callable[..., ModelSettings]) -> None:
+    router = RouterSettings(kind="expert_choice", capacity_factor=1.0)
+    model = LanguageModel(tiny_settings(), router).eval()
+    model.threshold_LE.fill_(2.0)
+    output = model(torch.tensor([[3]]))
+    assert output.logits_BSV.isfinite().all()
+    assert not any(routing.tokens_per_expert_E.any() for routing in output.routings)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "fp64"])
+@torch.no_grad()
+def test_other_precisions_decode(tiny_model: MakeModel, draw_ids: MakeIds, dtype: torch.dtype) -> None:
+    model, ids_BS = tiny_model().to(dtype), draw_ids(3, 8)
+    caches = model.new_caches(3, 8)
+    pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 1, 1], dim=1)]
+    tolerance = 0.2 if dtype == torch.bfloat16 else 1e-6  # angles and routing are fp32 everywhere
+    difference = (torch.cat(pieces, dim=1) - model(ids_BS).logits_BSV).abs().float()
+    assert difference.median() < tolerance / 10
+    assert difference.max() < (float("inf") if dtype == torch.bfloat16 else tolerance)
+
+
+@pytest.mark.parametrize("batch", [1, 3, FEW_ROWS])
+@pytest.mark.parametrize("length", [1, 6])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_greedy_ids_equal_those_of_transformers(
+    tiny_model: MakeModel, draw_ids: MakeIds, batch: int, length: int, top_k: int
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra chronomoe[hf] is not installed")
+    from chronomoe.pretrained.mixtral import mixtral_config, to_mixtral
+
+    model, prompt_BS = tiny_model(top_k=top_k), draw_ids(batch, length)
+    config = mixtral_config(model.settings, RouterSettings(kind="mixtral", top_k=top_k))
+    theirs = transformers.MixtralForCausalLM(config).eval()
+    theirs.load_state_dict(to_mixtral(model.state_dict(), model.settings))
+    options = {"do_sample": False, "use_cache": True, "eos_token_id": None, "pad_token_id": 0}
+    options["attention_mask"] = torch.ones_like(prompt_BS)  # else it takes every 0 in a prompt for padding
+    expected_BS = theirs.generate(prompt_BS, max_new_tokens=NEW, **options)[:, length:]
+    mine_BS = torch.stack(list(generate(model, prompt_BS, max_new_tokens=NEW, temperature=0)), dim=1)
+    assert mine_BS.tolist() == expected_BS.tolist()
+
+
+def test_generations_share_nothing(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
+    model, first_BS, second_BS = tiny_model(), draw_ids(1, 5), draw_ids(3, 9, seed=2)
+    alone = [
+        torch.stack(list(generate(model, of_BS, max_new_tokens=NEW, temperature=0))) for of_BS in (first_BS, second_BS)
+    ]
+    turns = zip(
+        *(generate(model, of_BS, max_new_tokens=NEW, temperature=0) for of_BS in (first_BS, second_BS)), strict=True
+    )
+    for step, drawn in enumerate(turns):
+        assert [ids_B.tolist() for ids_B in drawn] == [of_NB[step].tolist() for of_NB in alone]
+
+
+def test_generated_ids_may_be_trained_on(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
+    model = tiny_model()
+    new_BS = torch.stack(list(generate(model, draw_ids(2, 4), max_new_tokens=4)), dim=1)
+    model(new_BS[:, :-1]).loss(new_BS[:, 1:]).backward()
+    assert model.embedding.weight.grad is not None
 
 
 @torch.no_grad()
