@@ -31,7 +31,7 @@ def import_lightning() -> None:
         return is_available(cache)
 
     is_available = RequirementCache.__bool__
-    RequirementCache.__bool__ = is_used  # type: ignore[method-assign]
+    RequirementCache.__bool__ = is_used  # type: ignore[method-assign, assignment]
     try:
         import lightning  # noqa: F401
     finally:
