@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import errno
+import gc
 import os
 import re
 import sys
@@ -42,6 +43,8 @@ def guarded(main: Callable[[], Any]) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         leave(f"{error.filename or 'writing'}: {error.strerror}; make room, then go on with ckpt_path=last", FAILED)
+    finally:
+        gc.enable()  # as a command finds it, which may have switched it off to start faster
 
 
 def leave(message: str, code: int) -> None:

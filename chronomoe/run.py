@@ -8,6 +8,7 @@ summary; one that is stopped lacks only the pictures, which `python -m chronomoe
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ from chronomoe.config import TrainConfig, config_hash, load_config
 from chronomoe.settings import InputError, RunFailed, Stopped
 from chronomoe.study.run import read_summary
 from chronomoe.training.launch import is_first_process, launched
+from chronomoe.training.lightning_alone import import_lightning
 from chronomoe.training.settings import LoggerSettings
 
 BUILT_WHOLE = 4_000_000_000
@@ -129,6 +131,7 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
 
     Raises what ended the run, after the run directory says so: InputError, RunFailed, Stopped or a bug.
     """
+    import_lightning()
     from chronomoe.summary import failure_summary, write_summary
 
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -160,6 +163,7 @@ def say(message: str) -> None:
 
 def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     """One process's part of the training; the first process also writes the results and returns the summary."""
+    import_lightning()
     import torch
 
     from chronomoe import assembly
@@ -186,6 +190,9 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     if config.trainer.autotune:
         parts.module.use_kernels(assembly.kernels_for(config, hardware))
     say(f"{assembly.set_up(config, hardware)}; {parts.module.kernels}")
+    if not gc.isenabled():  # a command switches it off until here, where everything is loaded that stays to the end
+        gc.freeze()
+        gc.enable()
     failed = True
     try:
         parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path, weights_only=True)

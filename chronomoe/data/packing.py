@@ -30,7 +30,6 @@ from chronomoe.data.settings import DataSettings
 from chronomoe.data.tokenizer import (
     LanguageTokenizer,
     check_vocabulary,
-    encode,
     load_tokenizer,
     pieces,
     save_tokenizer,
@@ -38,6 +37,7 @@ from chronomoe.data.tokenizer import (
     tokenizer_signature,
     train_tokenizer,
 )
+from chronomoe.data.words import choose_encoder
 from chronomoe.settings import InputError
 
 FORMAT = 1
@@ -192,6 +192,7 @@ def write_corpus(
     domains = sorted({document.domain for split in splits.values() for document in split})
     dtype = "<u2" if language.vocab_size <= 2**16 else "<u4"
     counts = np.zeros(language.vocab_size, dtype=np.int64)
+    encoder, end = choose_encoder(language.tokenizer), np.array([language.eos_id], dtype=np.uint32)
     total = sum(len(document.text) for split in splits.values() for document in split)
     with tqdm(
         total=total, desc="data: tokenising", unit="char", unit_scale=True, disable=None, leave=False
@@ -200,14 +201,11 @@ def write_corpus(
             lengths = np.zeros(len(documents), dtype=np.int64)
             with open(folder / f"{name}.tokens", "wb") as file:
                 for batch in _batches(documents):
-                    tokens: list[int] = []
-                    encoded = encode(language.tokenizer, [piece.text for piece in batch])
-                    for piece, ids in zip(batch, encoded, strict=True):
-                        if piece.is_last:
-                            ids.append(language.eos_id)
-                        tokens += ids
-                        lengths[piece.document] += len(ids)
-                    row = np.array(tokens, dtype=dtype)
+                    parts: list[np.ndarray] = []
+                    for piece, ids in zip(batch, encoder([piece.text for piece in batch]), strict=True):
+                        parts += [ids, end] if piece.is_last else [ids]
+                        lengths[piece.document] += len(ids) + piece.is_last
+                    row = np.concatenate(parts).astype(dtype)
                     row.tofile(file)
                     if name == "train":
                         counts += np.bincount(row, minlength=len(counts))

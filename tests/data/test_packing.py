@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from chronomoe.data import hub, packing, text, tokenizer
+from chronomoe.data.corpus import hold_out, read_documents
 from chronomoe.data.packing import PackedCorpus, prepare_corpus
-from chronomoe.data.tokenizer import END_OF_DOCUMENT, encode, load_tokenizer
+from chronomoe.data.tokenizer import END_OF_DOCUMENT, encode, load_tokenizer, train_tokenizer
 from chronomoe.settings import InputError
 
 
@@ -183,6 +184,37 @@ def test_bad_text_leaves_no_corpus(text_settings, folder, tmp_path, content):
     with pytest.raises(InputError, match="hold no text"):
         prepare_corpus(text_settings(), model_vocab_size=512)
     assert not list((tmp_path / "cache").rglob("*.tokens"))
+
+
+@pytest.mark.parametrize("given", ["words", "whole texts"])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+def test_packed_bytes_are_those_of_the_plain_way(text_settings, tmp_path, monkeypatch, given, dtype):
+    """One list of ids a document, in order, each closed by the end token."""
+    monkeypatch.setattr(tokenizer, "PIECE_CHARS", 90)
+    monkeypatch.setattr(packing, "BATCH_CHARS", 500)
+    documents = read_documents(text_settings())
+    splits = dict(zip(("train", "val"), hold_out(documents, 0.2), strict=True))
+    language = train_tokenizer((document.text for document in splits["train"]), 300)
+    if given == "whole texts":
+        language.tokenizer.add_tokens(["the router"])
+    if dtype == "<u4":
+        language.tokenizer.add_special_tokens([f"<{number}>" for number in range(2**16)])
+    packing.write_corpus(tmp_path, splits, language, "hash")
+
+    corpus = PackedCorpus(tmp_path)
+    counts = np.zeros(language.vocab_size, dtype=np.int64)
+    for name, documents in splits.items():
+        row, starts = [], []
+        for document in documents:
+            starts.append(len(row))
+            for ids in encode(language.tokenizer, list(tokenizer.pieces(document.text))):
+                row += ids
+            row.append(language.eos_id)
+        assert (tmp_path / f"{name}.tokens").read_bytes() == np.array(row, dtype=dtype).tobytes()
+        assert getattr(corpus, f"{name}_documents").starts.tolist() == starts
+        if name == "train":
+            np.add.at(counts, row, 1)
+    assert (np.load(tmp_path / "unigram_counts.npy") == counts).all()
 
 
 def test_a_document_that_quotes_the_end_token_stays_one_document(text_settings, folder):

@@ -127,3 +127,32 @@ def test_no_long_docstring_of_a_validation_file_is_anywhere_in_training(part_of_
                     assert inspect.cleandoc(docstring) not in training_text
                     checked += 1
     assert checked > 0
+
+
+def test_statements_are_those_of_ast_walk_in_its_order():
+    containers = ast.Module | ast.stmt | ast.excepthandler | ast.match_case
+    nested = """
+match x:
+    case 1:
+        class A:
+            def f(self):
+                try:
+                    pass
+                except* ValueError:
+                    async def g(): "g"
+                else:
+                    for i in y:
+                        def h(): "h"
+                    else:
+                        with z:
+                            def k(): "k"
+                finally:
+                    while True:
+                        if a: b = lambda: 0
+                        elif c:
+                            def m(): "m"
+"""
+    root = stdlib._library_root()
+    for source in (nested, (root / "typing.py").read_text(), (root / "subprocess.py").read_text()):
+        tree = ast.parse(source)
+        assert list(stdlib._statements(tree)) == [node for node in ast.walk(tree) if isinstance(node, containers)]
