@@ -63,7 +63,7 @@ def build(overrides: list[str], batch_BS: torch.Tensor) -> Callable[[], dict[str
         started = time.perf_counter()
         try:
             learning.losses(batch_BS[:, :-1], batch_BS[:, 1:]).total.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), config.trainer.gradient_clip)
+            learning.clip(config.trainer.gradient_clip)
             timed("controller and metrics", control, spent)(True)
             learning.optimizer.step()
             learning.optimizer.zero_grad()

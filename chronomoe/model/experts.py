@@ -80,7 +80,8 @@ def lay_out_few(ids_N: list[int], kept_N: list[bool] | None, top_k: int) -> FewB
         if kept_N is None or kept_N[n]:
             places.setdefault(expert, []).append(n)
     rows = min(FEW_BLOCK_ROWS, max(map(len, places.values()), default=0))
-    row_N, experts_n = [0] * len(ids_N), list[int]()
+    row_N = [0] * len(ids_N)
+    experts_n: list[int] = []
     token_P: list[int] = []
     for expert in sorted(places):
         line = places[expert]

@@ -215,7 +215,7 @@ class LanguageModel(nn.Module):
         return Output(self.norm(x_BSD), routings, self.head)
 
     def rotation(self, past: int, length: int, table: Rotation | None = None) -> Rotation:
-        """Of `length` positions after `past`, cut from a table from 0 on, or formed anew where that is too short."""
+        """Of `length` positions after `past`, cut from a table that starts at 0, or formed anew where it ends."""
         if table is not None and past + length <= len(table.cos_SA):
             return Rotation(*(of_SA[past : past + length] for of_SA in table))
         positions_S = torch.arange(past, past + length, device=self.embedding.weight.device)
