@@ -20,6 +20,8 @@ from chronomoe.entry import guarded, read_arguments
 from chronomoe.model.generation import generate
 from chronomoe.model.lm import LanguageModel
 from chronomoe.settings import InputError, setting
+from chronomoe.training.allocator import keep_freed_memory
+from chronomoe.training.autotune import Kernels, use
 from chronomoe.training.resuming import read_checkpoint
 
 
@@ -48,13 +50,16 @@ def load_model(run_dir: Path, checkpoint: str) -> tuple[LanguageModel, TrainConf
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     if checkpoint == "best" and not path.exists():
         path = path.with_name("last.ckpt")  # stopped before its first evaluation
-    weights = read_checkpoint(path, key="run")["state_dict"]
+    checkpoint = read_checkpoint(path, key="run")
+    weights = checkpoint["state_dict"]
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
+    use(model, Kernels(library=checkpoint.get("kernels", {}).get("library", "torch")))  # the others may be a GPU's
     return model.eval(), config
 
 
 def main() -> None:
     settings = read_arguments(GenerateSettings, sys.argv[1:])
+    keep_freed_memory()
     run_dir = Path(settings.run)
     model, config = load_model(run_dir, settings.checkpoint)
     check_decoding(config.chrono)

@@ -39,6 +39,9 @@ library prepares code for every number of rows it meets, which takes a milliseco
 FEW_BLOCK_ROWS = 4
 """Rows of a block when there are few: up to so many, a product costs what reading its weight costs."""
 
+FEW_TOKENS = 32
+"""So many have about a block's rows for each of a dozen experts, or less."""
+
 
 def run_grouped(
     x_PD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, rows_per_expert_E: Tensor, activation: Activation
@@ -251,7 +254,7 @@ class ExpertBank(nn.Module):
 
     def takes_few(self, x_TD: Tensor) -> bool:
         """Whether so few tokens are better read off one chosen expert after another than sorted."""
-        return self.kernel == "auto" and few(x_TD, len(x_TD))
+        return self.kernel == "auto" and few(x_TD, len(x_TD), FEW_TOKENS)
 
     def batched(self, x_ECD: Tensor) -> Tensor:
         """Slots [E, C, D] in the dtype the products shall run in; returns as many."""

@@ -9,6 +9,7 @@ Axes: T tokens (all axes but the last), D model dim.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,12 +37,26 @@ class Normalise(torch.autograd.Function):
         return (d_y_TD * weight_D).sub_(normal_TD.mul_(mean_T1)).mul_(scale_T1), d_weight_D, None, None
 
 
+@cache
+def scalar(value: float, dtype: torch.dtype) -> Tensor:
+    return torch.full((), value, dtype=dtype, device="cpu")
+
+
+def normalise_few(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """The same in the fewest operations, each of which costs more than its arithmetic when rows are few:
+    sqrt(mean_d x_d^2 + eps) is the hypotenuse of |x|/sqrt(D) and sqrt(eps)."""
+    root_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).mul_(len(weight_D) ** -0.5)
+    return (x_TD / root_T1.hypot_(scalar(eps**0.5, x_TD.dtype))).mul_(weight_D)
+
+
 class RMSNorm(nn.RMSNorm):
     """Over the last axis, in x's own precision; the output is in `product_dtype`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        dtype = product_dtype(x)
-        if x.device.type != "cpu" or x.dtype != self.weight.dtype or few(x, x.numel() // x.shape[-1]):
+        dtype, weight_D = product_dtype(x), self.weight
+        if x.dtype == weight_D.dtype == dtype and few(x, x.numel() // len(weight_D)):
+            return normalise_few(x, weight_D, self.eps)
+        if x.device.type != "cpu" or x.dtype != weight_D.dtype:
             return super().forward(x).to(dtype)
-        y: Tensor = Normalise.apply(x.flatten(0, -2), self.weight, self.eps, dtype)
+        y: Tensor = Normalise.apply(x.flatten(0, -2), weight_D, self.eps, dtype)
         return y.view(x.shape)

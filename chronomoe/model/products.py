@@ -102,9 +102,9 @@ FEW_ROWS = 8
 own way of multiplying rows."""
 
 
-def few(x: Tensor, rows: int) -> bool:
+def few(x: Tensor, rows: int, most: int = FEW_ROWS) -> bool:
     """Whether a product of x, of so many rows, is one of a decoding step: on a processor, without a gradient."""
-    return rows <= FEW_ROWS and x.is_cpu and not torch.is_grad_enabled()
+    return rows <= most and x.is_cpu and not torch.is_grad_enabled()
 
 
 def by_columns(a_MK: Tensor, b_NK: Tensor) -> Tensor:
@@ -158,9 +158,10 @@ class Linear(nn.Linear):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if few(x, x.numel() // self.in_features) and x.dtype == self.weight.dtype == torch.float32:
-            return by_columns(x.reshape(-1, self.in_features), self.weight).view(*x.shape[:-1], -1)
+        weight = self.weight
+        if few(x, x.numel() // self.in_features) and x.dtype == weight.dtype == torch.float32:
+            return by_columns(x.reshape(-1, self.in_features), weight).view(*x.shape[:-1], -1)
         if library_for(self.library, x) is not by_onednn:
-            return linear(x, working(self.weight, x.dtype))
-        y: Tensor = OneDnnLinear.apply(x.flatten(0, -2), self.weight)
+            return linear(x, working(weight, x.dtype))
+        y: Tensor = OneDnnLinear.apply(x.flatten(0, -2), weight)
         return y.unflatten(0, x.shape[:-1])
