@@ -50,10 +50,10 @@ def load_model(run_dir: Path, checkpoint: str) -> tuple[LanguageModel, TrainConf
     path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
     if checkpoint == "best" and not path.exists():
         path = path.with_name("last.ckpt")  # stopped before its first evaluation
-    checkpoint = read_checkpoint(path, key="run")
-    weights = checkpoint["state_dict"]
+    saved = read_checkpoint(path, key="run")
+    weights = saved["state_dict"]
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
-    use(model, Kernels(library=checkpoint.get("kernels", {}).get("library", "torch")))  # the others may be a GPU's
+    use(model, Kernels(library=saved.get("kernels", {}).get("library", "torch")))  # the others may be a GPU's
     return model.eval(), config
 
 
