@@ -149,11 +149,11 @@ def dispatch_grouped(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -
 def dispatch_few(x_TD: Tensor, routing: RouterOutput, experts: ExpertBank) -> Dispatched:
     ids_TK, kept_TK = routing.topk_expert_ids_TK, routing.kept_TK
     kept_N = None if kept_TK is None else kept_TK.flatten().tolist()
-    layout = lay_out_few(ids_TK.flatten().tolist(), kept_N, ids_TK.shape[1])
-    if not layout.experts_n:  # the threshold of expert choice may take nobody
+    groups, row_N = lay_out_few(ids_TK.flatten().tolist(), kept_N, ids_TK.shape[1])
+    if not groups:  # the threshold of expert choice may take nobody
         y_TKD = x_TD.new_zeros(*ids_TK.shape, x_TD.shape[1])
         return Dispatched(torch.zeros_like(x_TD), lambda tokens_S: y_TKD.index_select(0, tokens_S))
-    y_TKD = take(experts.few(x_TD, layout), layout.row_N).view(*ids_TK.shape, -1)
+    y_TKD = take(experts.few(x_TD, groups), row_N).view(*ids_TK.shape, -1)
     if kept_TK is not None:
         y_TKD = y_TKD * kept_TK[:, :, None]
     mixture_T1D = torch.bmm(routing.topk_weights_TK[:, None].to(y_TKD.dtype), y_TKD)

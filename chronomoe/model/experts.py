@@ -66,36 +66,37 @@ def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, activation
 
 
 class FewBlocks(NamedTuple):
-    """A handful of assignments, in expert order, as blocks of equally many rows."""
+    """A handful of assignments as blocks of equally many rows."""
 
     experts_n: list[int]
     """Whose block it is, ascending; an expert with more rows than a block has several."""
     token_P: list[int]
     """Whose row it is, of n*C; what only fills up a block repeats token 0."""
-    row_N: list[int]
-    """Where each of the T*K assignments stands among the rows; 0 for one that was dropped."""
 
 
-def lay_out_few(ids_N: list[int], kept_N: list[bool] | None, top_k: int) -> FewBlocks:
-    """The host's own layout: sorting so few on the device takes longer than multiplying them."""
+def lay_out_few(ids_N: list[int], kept_N: list[bool] | None, top_k: int) -> tuple[list[FewBlocks], list[int]]:
+    """The host's own layout, since sorting so few on the device takes longer than multiplying them: experts with one
+    row, then those with more; and where each of the T*K assignments stands among all rows (0 for a dropped one)."""
     places: dict[int, list[int]] = {}
     for n, expert in enumerate(ids_N):
         if kept_N is None or kept_N[n]:
             places.setdefault(expert, []).append(n)
-    rows = min(FEW_BLOCK_ROWS, max(map(len, places.values()), default=0))
-    row_N = [0] * len(ids_N)
-    experts_n: list[int] = []
-    token_P: list[int] = []
-    for expert in sorted(places):
-        line = places[expert]
-        for start in range(0, len(line), rows):
-            block = line[start : start + rows]
-            for n in block:
-                row_N[n] = len(token_P)
-                token_P.append(n // top_k)
-            token_P += [0] * (rows - len(block))
-            experts_n.append(expert)
-    return FewBlocks(experts_n, token_P, row_N)
+    groups, row_N, first = [], [0] * len(ids_N), 0
+    for single in (True, False):
+        lines = {expert: places[expert] for expert in sorted(places) if (len(places[expert]) == 1) == single}
+        rows = min(FEW_BLOCK_ROWS, max(map(len, lines.values()), default=0))
+        blocks = FewBlocks([], [])
+        for expert, line in lines.items():
+            for start in range(0, len(line), rows):
+                block = line[start : start + rows]
+                for place, n in enumerate(block, start=first + len(blocks.token_P)):
+                    row_N[n] = place
+                blocks.experts_n.append(expert)
+                blocks.token_P.extend([n // top_k for n in block] + [0] * (rows - len(block)))
+        if lines:
+            groups.append(blocks)
+            first += len(blocks.token_P)
+    return groups, row_N
 
 
 def take(rows_PD: Tensor, number_R: list[int]) -> Tensor:
@@ -244,13 +245,16 @@ class ExpertBank(nn.Module):
         activation = activation._replace(join=as_chosen(activation.join, self.elementwise))
         return run(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation)
 
-    def few(self, x_TD: Tensor, blocks: FewBlocks) -> Tensor:
-        """Of the rows of `blocks`, [n*C, D]; without a gradient."""
+    def few(self, x_TD: Tensor, groups: list[FewBlocks]) -> Tensor:
+        """Of the rows of these blocks, one group after the other, [P, D]; without a gradient."""
         gate_up_EFD, down_EDF = self.weights(x_TD.dtype)
-        shape = (len(blocks.experts_n), -1, x_TD.shape[1])
-        x_nCD = x_TD.expand(shape) if len(x_TD) == 1 else take(x_TD, blocks.token_P).view(shape)
-        hidden_nCF = ACTIVATIONS[self.activation].join(run_few(x_nCD, gate_up_EFD, blocks.experts_n))
-        return run_few(hidden_nCF.contiguous(), down_EDF, blocks.experts_n).flatten(0, 1)
+        join, done = ACTIVATIONS[self.activation].join, []
+        for experts_n, token_P in groups:
+            shape = (len(experts_n), -1, x_TD.shape[1])
+            x_nCD = x_TD.expand(shape) if len(x_TD) == 1 else take(x_TD, token_P).view(shape)
+            hidden_nCF = join(run_few(x_nCD, gate_up_EFD, experts_n))
+            done.append(run_few(hidden_nCF.contiguous(), down_EDF, experts_n).flatten(0, 1))
+        return done[0] if len(done) == 1 else torch.cat(done)
 
     def takes_few(self, x_TD: Tensor) -> bool:
         """Whether so few tokens are better read off one chosen expert after another than sorted."""

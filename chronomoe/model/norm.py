@@ -54,8 +54,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         dtype, weight_D = product_dtype(x), self.weight
-        if x.dtype == weight_D.dtype == dtype and few(x, x.numel() // len(weight_D)):
-            assert self.eps is not None
+        if self.eps is not None and x.dtype == weight_D.dtype == dtype and few(x, x.numel() // len(weight_D)):
             return normalise_few(x, weight_D, self.eps)
         if x.device.type != "cpu" or x.dtype != weight_D.dtype:
             return super().forward(x).to(dtype)
