@@ -24,7 +24,8 @@ from torch import Tensor
 
 from chronomoe.model.buffers import BUFFERS
 from chronomoe.model.capacity import place_in_line
-from chronomoe.model.experts import ExpertBank, lay_out_few, take
+from chronomoe.model.experts import ExpertBank
+from chronomoe.model.few_tokens import lay_out_few, take
 from chronomoe.model.router import RouterOutput, count_by_expert
 
 

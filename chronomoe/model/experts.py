@@ -7,7 +7,7 @@ of slots per expert, and the bank is batched products.
 
 | kernel | how | where |
 |---|---|---|
-| blocked | one block after another, backward written out | processors |
+| blocked | one block after another, backward written out: blocked_experts.py | processors |
 | grouped | two grouped products; borders stay on the device | GPUs |
 | looped | one block after another under autograd | the reference; coarse experts on GPUs |
 
@@ -17,30 +17,15 @@ swiglu), E experts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm, linear
+from torch.nn.functional import grouped_mm
 
-from chronomoe.model.buffers import BUFFERS
+from chronomoe.model.blocked_experts import BLOCK_SIZES, BlockedExperts
 from chronomoe.model.elementwise import as_chosen
 from chronomoe.model.feedforward import ACTIVATIONS, Activation
-from chronomoe.model.products import few, into, working
-
-Kernel = Callable[[Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
-"""(x_PD, gate_up_EFD, down_EDF, rows_per_expert_E, activation) -> y_PD."""
-
-BLOCK_SIZES = [0, *range(16, 128, 16), *(quarter << octave for octave in range(20) for quarter in (128, 160, 192, 224))]
-"""Rows a block of the blocked kernel may have: 16 apart (a tile of AMX), from 128 on four an octave. A processor's
-library prepares code for every number of rows it meets, which takes a millisecond and half a megabyte each."""
-
-FEW_BLOCK_ROWS = 4
-"""Rows of a block when there are few: up to so many, a product costs what reading its weight costs."""
-
-FEW_TOKENS = 32
-"""So many have about a block's rows for each of a dozen experts, or less."""
+from chronomoe.model.few_tokens import FEW_TOKENS, FewBlocks, run_few, take
+from chronomoe.model.products import few, working
 
 
 def run_grouped(
@@ -63,134 +48,6 @@ def run_looped(
 def run_batched(x_ECD: Tensor, gate_up_EFD: Tensor, down_EDF: Tensor, activation: Activation) -> Tensor:
     """Every expert over as many slots, [E, C, D] to [E, C, D]; an empty slot (0) gives 0."""
     return torch.bmm(activation.join(torch.bmm(x_ECD, gate_up_EFD.transpose(1, 2))), down_EDF.transpose(1, 2))
-
-
-class FewBlocks(NamedTuple):
-    """A handful of assignments as blocks of equally many rows."""
-
-    experts_n: list[int]
-    """Whose block it is, ascending; an expert with more rows than a block has several."""
-    token_P: list[int]
-    """Whose row it is, of n*C; what only fills up a block repeats token 0."""
-
-
-def lay_out_few(ids_N: list[int], kept_N: list[bool] | None, top_k: int) -> tuple[list[FewBlocks], list[int]]:
-    """The host's own layout, since sorting so few on the device takes longer than multiplying them: experts with one
-    row, then those with more; and where each of the T*K assignments stands among all rows (0 for a dropped one)."""
-    places: dict[int, list[int]] = {}
-    for n, expert in enumerate(ids_N):
-        if kept_N is None or kept_N[n]:
-            places.setdefault(expert, []).append(n)
-    groups, row_N, first = [], [0] * len(ids_N), 0
-    for single in (True, False):
-        lines = {expert: places[expert] for expert in sorted(places) if (len(places[expert]) == 1) == single}
-        rows = min(FEW_BLOCK_ROWS, max(map(len, lines.values()), default=0))
-        blocks = FewBlocks([], [])
-        for expert, line in lines.items():
-            for start in range(0, len(line), rows):
-                block = line[start : start + rows]
-                for place, n in enumerate(block, start=first + len(blocks.token_P)):
-                    row_N[n] = place
-                blocks.experts_n.append(expert)
-                blocks.token_P.extend([n // top_k for n in block] + [0] * (rows - len(block)))
-        if lines:
-            groups.append(blocks)
-            first += len(blocks.token_P)
-    return groups, row_N
-
-
-def take(rows_PD: Tensor, number_R: list[int]) -> Tensor:
-    """The rows of these numbers, [R, D]."""
-    if number_R == list(range(len(rows_PD))):
-        return rows_PD
-    return rows_PD.index_select(0, torch.tensor(number_R, device=rows_PD.device))
-
-
-def run_few(x_nCD: Tensor, weight_EFD: Tensor, experts_n: list[int]) -> Tensor:
-    """Each block by its expert's matrix, [n, C, F]. Weights are read where they lie: two experts are one batch whose
-    stride is the distance between them; the last of an odd number is a batch of its two halves."""
-    blocks, rows, _ = x_nCD.shape
-    if x_nCD.dtype != torch.float32:
-        return torch.stack([linear(x_nCD[n], weight_EFD[expert]) for n, expert in enumerate(experts_n)])
-    y_nFC = x_nCD.new_empty(blocks, weight_EFD.shape[1], rows)
-    for n in range(0, blocks - 1, 2):
-        first, second = experts_n[n : n + 2]
-        pair_2FD = (
-            weight_EFD[first : second + 1 : second - first] if second > first else weight_EFD[first].expand(2, -1, -1)
-        )
-        torch.bmm(pair_2FD, x_nCD[n : n + 2].transpose(1, 2), out=y_nFC[n : n + 2])
-    if blocks % 2:
-        parts = 2 if weight_EFD.shape[1] % 2 == 0 else 1
-        last_2FD = weight_EFD[experts_n[-1]].unflatten(0, (parts, -1))
-        x_2DC = x_nCD[-1].T.expand(parts, -1, -1)
-        torch.bmm(last_2FD, x_2DC, out=y_nFC[-1].unflatten(0, (parts, -1)))
-    return y_nFC.view(blocks, 1, -1) if rows == 1 else y_nFC.transpose(1, 2)
-
-
-class BlockedExperts(torch.autograd.Function):
-    """One expert's block after another, forward and backward, each product written straight into its place.
-
-    On a processor this beats the grouped product: a block's intermediates stay in the cache, no gradient is zeroed
-    before it is written, and what the activation gives is formed anew in the backward pass instead of being kept.
-    Block sizes are host integers, which on a processor cost nothing.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_PD: Tensor,
-        gate_up_EFD: Tensor,
-        down_EDF: Tensor,
-        rows_per_expert_E: Tensor,
-        activation: Activation,
-        library: str,
-    ) -> Tensor:
-        ctx.sizes, ctx.activation, ctx.library = rows_per_expert_E.tolist(), activation, library
-        multiply_into = into(library, x_PD)
-        gate_up_PF, y_PD = (BUFFERS.lend(x_PD, len(x_PD), width) for width in (gate_up_EFD.shape[1], x_PD.shape[1]))
-        hidden_pF = scratch(ctx.sizes, x_PD, down_EDF.shape[2])
-        with torch.autocast(x_PD.device.type, enabled=False):
-            for expert, (x_pD, gate_up_pF, y_pD) in enumerate(blocks(ctx.sizes, x_PD, gate_up_PF, y_PD)):
-                if rows := len(x_pD):
-                    multiply_into(gate_up_pF, x_pD, gate_up_EFD[expert])
-                    activation.join_into(gate_up_pF, hidden_pF[:rows])
-                    multiply_into(y_pD, hidden_pF[:rows], down_EDF[expert])
-        ctx.save_for_backward(x_PD, gate_up_EFD, down_EDF, gate_up_PF)
-        return y_PD
-
-    @staticmethod
-    def backward(ctx: Any, d_y_PD: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        x_PD, gate_up_EFD, down_EDF, gate_up_PF = ctx.saved_tensors
-        multiply_into = into(ctx.library, x_PD)
-        hidden, d_hidden, d_gate_up = (
-            scratch(ctx.sizes, x_PD, width) for width in [down_EDF.shape[2]] * 2 + [gate_up_PF.shape[1]]
-        )
-        d_x_PD, d_gate_up_EFD, d_down_EDF = (BUFFERS.lend(t, *t.shape) for t in (x_PD, gate_up_EFD, down_EDF))
-        parts = blocks(ctx.sizes, x_PD, gate_up_PF, d_y_PD, d_x_PD)
-        for expert, (x_pD, gate_up_pF, d_y_pD, d_x_pD) in enumerate(parts):
-            rows = len(x_pD)
-            if not rows:
-                d_gate_up_EFD[expert], d_down_EDF[expert] = 0.0, 0.0
-                continue
-            hidden_pF, d_hidden_pF, d_gate_up_pF = hidden[:rows], d_hidden[:rows], d_gate_up[:rows]
-            multiply_into(d_hidden_pF, d_y_pD, down_EDF[expert].T)
-            ctx.activation.differentiate_into(gate_up_pF, d_hidden_pF, hidden_pF, d_gate_up_pF)
-            multiply_into(d_down_EDF[expert], d_y_pD.T, hidden_pF.T)
-            multiply_into(d_gate_up_EFD[expert], d_gate_up_pF.T, x_pD.T)
-            multiply_into(d_x_pD, d_gate_up_pF, gate_up_EFD[expert].T)
-        return d_x_PD, d_gate_up_EFD, d_down_EDF, None, None, None
-
-
-def blocks(sizes: list[int], *rows: Tensor) -> list[tuple[Tensor, ...]]:
-    """Every expert's part of each of `rows` [P, …]; rows behind the last expert's are nobody's."""
-    used = sum(sizes)
-    return list(zip(*(of[:used].split(sizes) for of in rows), strict=True))
-
-
-def scratch(sizes: list[int], like: Tensor, width: int) -> Tensor:
-    """Room for any one block, a power of two of rows: of few different sizes, so that the memory freed by one step fits
-    the next."""
-    return BUFFERS.lend(like, 1 << (max(sizes, default=0) - 1).bit_length(), width)
 
 
 def grouped_mm_accepts(dtype: torch.dtype, *widths: int) -> bool:

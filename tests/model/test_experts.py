@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from chronomoe.model.blocked_experts import BlockedExperts
 from chronomoe.model.experts import (
-    BlockedExperts,
     ExpertBank,
     grouped_mm_accepts,
     run_grouped,
