@@ -51,6 +51,9 @@ class AdamW(torch.optim.AdamW):
             if scale is not None:
                 torch._foreach_mul_(self.gradients(), scale)
             super().step()
+            every = (p for group in self.param_groups for p in group["params"])
+            # A fused step raises no version, by which a working copy knows that its weight changed.
+            torch.autograd.graph.increment_version([p for p in every if working_copy_of(p) is not None])
             return loss
         for group in self.param_groups:
             weights, gradients, first, second, steps = ([] for _ in range(5))  # type: ignore[var-annotated]
