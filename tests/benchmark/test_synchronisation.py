@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
+from torch import Tensor
 
 from chronomoe.benchmark.job import Job
 from chronomoe.benchmark.synchronisation import host_synchronisations
 from chronomoe.benchmark.systems import System
 from chronomoe.benchmark.trainee import Trainee
+from chronomoe.model import experts
+from chronomoe.training.autotune import Kernels, use
 
 
 def test_reading_a_number_and_indexing_by_a_mask_are_counted() -> None:
@@ -19,9 +23,21 @@ def test_reading_a_number_and_indexing_by_a_mask_are_counted() -> None:
     assert host_synchronisations(lambda: x[x > 1]) == {"aten::nonzero": 1}
 
 
-def test_a_controlled_step_between_logged_ones_reads_no_number(tiny_job: Callable[..., Job]) -> None:
-    """Without AdamW, whose fused form reads its step counts where they are in host memory anyway."""
+def grouped_mm_of_a_gpu(x_ND: Tensor, weight_EDF: Tensor, *, offs: Tensor) -> Tensor:
+    """Stands in for torch's, which on a processor reads where each group ends."""
+    owner_N = torch.searchsorted(offs, torch.arange(len(x_ND)), right=True)
+    mine_EN1 = (owner_N == torch.arange(len(weight_EDF))[:, None])[..., None]
+    return ((x_ND @ weight_EDF) * mine_EN1).sum(dim=0)
+
+
+def test_a_controlled_step_between_logged_ones_reads_no_number(
+    tiny_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the kernels of a GPU; a processor's read the sizes of their blocks, which are in host memory anyway.
+    Without AdamW, whose fused form reads its step counts where they are."""
+    monkeypatch.setattr(experts, "grouped_mm", grouped_mm_of_a_gpu)
     learner = Trainee(System("chronomoe", "ours", "fp32", control=True), tiny_job()).learner
+    use(learner.module, Kernels(experts="grouped", attention="sdpa"))  # type: ignore[arg-type]
     ids_BS = torch.zeros(2, 16, dtype=torch.int64)
 
     def step(fetch: bool) -> None:

@@ -14,9 +14,7 @@ from chronomoe.model.cross_entropy import ChunkedCrossEntropy, cross_entropy
 from chronomoe.model.products import onednn_multiplies
 
 T, D, V = 37, 8, 50
-needs_onednn = pytest.mark.skipif(
-    not onednn_multiplies("cpu", torch.float32), reason="no oneDNN product"
-)
+needs_onednn = pytest.mark.skipif(not onednn_multiplies("cpu", torch.float32), reason="no oneDNN product")
 LIBRARIES = ["torch", pytest.param("onednn", marks=needs_onednn)]
 PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 2e-5), (torch.bfloat16, 2e-2)]
 
