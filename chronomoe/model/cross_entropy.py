@@ -71,5 +71,7 @@ def cross_entropy(hidden_TD: Tensor, head_VD: Tensor, targets_T: Tensor, library
     """Mean cross-entropy in nats, fp32; `head_VD` in the dtype of `hidden_TD`."""
     held = CHUNK_LOGITS if hidden_TD.device.type == "cpu" else GPU_CHUNK_LOGITS
     chunk = min(len(hidden_TD), max(16, held // len(head_VD)))
+    if not torch.is_grad_enabled():  # a Function is told of what requires a gradient, not of whether one is taken
+        hidden_TD, head_VD = hidden_TD.detach(), head_VD.detach()
     loss: Tensor = ChunkedCrossEntropy.apply(hidden_TD.contiguous(), head_VD, targets_T, library, chunk)
     return loss

@@ -1,17 +1,34 @@
 """Every way of carrying tokens to experts against a loop over tokens, and the ways against each other.
 
-Axes: T tokens, D model dim, E experts, K experts per token.
+Axes: T tokens, D model dim, E experts, K experts per token, P rows presented to experts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
-from chronomoe.model.dispatch import Dispatched, dispatch_batched, dispatch_grouped, dispatch_sparse
+from chronomoe.model import dispatch as module
+from chronomoe.model.dispatch import (
+    Combine,
+    Dispatched,
+    Layout,
+    Present,
+    dispatch,
+    dispatch_batched,
+    dispatch_grouped,
+    dispatch_sparse,
+    lay_out,
+)
 from chronomoe.model.expert_choice import best_tokens
-from chronomoe.model.experts import ExpertBank
+from chronomoe.model.experts import BLOCK_SIZES, ExpertBank
+from chronomoe.model.products import keep_working_copy
 from chronomoe.model.router import RouterOutput, TopKRouter, drop_overflow
 
 DIM, HIDDEN, E, TOKENS = 8, 12, 5, 24
@@ -167,3 +184,197 @@ def test_dropping_and_batched_products_never_ask_the_host() -> None:
         assert best_tokens(scores_TE, 2.0, real_T).shape == (TOKENS, E)
         with pytest.raises(RuntimeError):
             run("sparse", x_TD, routing, bank)
+
+
+TINY_BLOCKS = [0, 2, 3, 5, 8, 13, 21, 34]
+by_blocks = pytest.mark.parametrize(
+    "block_sizes", [None, TINY_BLOCKS, BLOCK_SIZES], ids=["any size", "tiny", "BLOCK_SIZES"]
+)
+
+
+@st.composite
+def choices(draw: Callable) -> Tensor:
+    """Distinct experts of each token, int64 [T, K]."""
+    top_k, num_tokens = draw(st.integers(1, E)), draw(st.integers(1, 12))
+    popular = draw(st.lists(st.sampled_from([-9.0, 0.0, 9.0]), min_size=E, max_size=E))  # some experts idle, some full
+    noise_TE = torch.randn(num_tokens, E, generator=torch.Generator().manual_seed(draw(st.integers(0, 999))))
+    return (noise_TE + torch.tensor(popular)).topk(top_k, dim=-1).indices
+
+
+def lay_out_choices(ids_TK: Tensor, block_sizes: list[int] | None) -> Layout:
+    return lay_out(ids_TK, ids_TK.flatten().bincount(minlength=E), block_sizes)
+
+
+@by_blocks
+@given(choices())
+def test_every_assignment_has_a_row_of_its_own_in_its_experts_block(
+    block_sizes: list[int] | None, ids_TK: Tensor
+) -> None:
+    row_TK, token_P, rows_E = lay_out_choices(ids_TK, block_sizes)
+    assert row_TK.unique().numel() == ids_TK.numel()
+    assert int(row_TK.min()) >= 0
+    assert int(row_TK.max()) < len(token_P)
+    assert torch.equal(token_P[row_TK], torch.arange(len(ids_TK))[:, None].expand(ids_TK.shape))
+    ends_E = rows_E.cumsum(0)
+    assert (row_TK < ends_E[ids_TK]).all()
+    assert (row_TK >= (ends_E - rows_E)[ids_TK]).all()
+
+
+@by_blocks
+@given(choices())
+def test_tokens_keep_their_order_from_the_front_of_every_block(block_sizes: list[int] | None, ids_TK: Tensor) -> None:
+    row_TK, _, rows_E = lay_out_choices(ids_TK, block_sizes)
+    for expert, start in enumerate((rows_E.cumsum(0) - rows_E).tolist()):
+        rows = row_TK[ids_TK == expert]  # in the tokens' order
+        assert rows.tolist() == list(range(start, start + len(rows)))
+
+
+@by_blocks
+@given(choices())
+def test_blocks_have_the_smallest_size_allowed(block_sizes: list[int] | None, ids_TK: Tensor) -> None:
+    _, token_P, rows_E = lay_out_choices(ids_TK, block_sizes)
+    counts = ids_TK.flatten().bincount(minlength=E).tolist()
+    allowed = range(10**4) if block_sizes is None else block_sizes
+    assert rows_E.tolist() == [min(size for size in allowed if size >= count) for count in counts]
+    assert len(token_P) >= int(rows_E.sum())
+    assert block_sizes is None or len(token_P) % module.ROWS_STEP == 0
+    assert block_sizes is not None or len(token_P) == ids_TK.numel()
+
+
+def test_block_sizes_rise_and_waste_at_most_a_quarter_of_a_large_block() -> None:
+    assert sorted(set(BLOCK_SIZES)) == BLOCK_SIZES
+    assert BLOCK_SIZES[0] == 0
+    assert all(after - before <= max(16, before / 4) for before, after in pairwise(BLOCK_SIZES))
+    assert BLOCK_SIZES[-1] > 2**26
+
+
+def few_choices() -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.rand(4, E - 2, generator=generator).topk(2, dim=-1).indices  # the last two experts idle
+
+
+by_few_blocks = pytest.mark.parametrize(
+    "block_sizes", [None, [0, 4, 8], [0, 5]], ids=["any size", "four or eight", "five"]
+)
+
+
+@by_few_blocks
+def test_presenting_is_a_gather_and_its_gradient_the_derivative(
+    monkeypatch: pytest.MonkeyPatch, block_sizes: list[int] | None
+) -> None:
+    monkeypatch.setattr(module, "ROWS_STEP", 4)
+    layout = lay_out_choices(few_choices(), block_sizes)
+    used_P = torch.zeros(len(layout.token_P), dtype=torch.bool).index_fill(0, layout.row_TK.flatten(), True)
+    x_TD = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    assert torch.equal(Present.apply(x_TD, layout.row_TK, layout.token_P), x_TD[layout.token_P])
+
+    def present(x_TD: Tensor) -> Tensor:  # what fills up is read by nobody
+        return Present.apply(x_TD, layout.row_TK, layout.token_P) * used_P[:, None]
+
+    assert torch.autograd.gradcheck(present, (x_TD,))
+
+
+@by_few_blocks
+def test_combining_is_a_weighted_sum_and_its_gradient_the_derivative(
+    monkeypatch: pytest.MonkeyPatch, block_sizes: list[int] | None
+) -> None:
+    monkeypatch.setattr(module, "ROWS_STEP", 4)
+    layout, generator = lay_out_choices(few_choices(), block_sizes), torch.Generator().manual_seed(0)
+    assert block_sizes is None or len(layout.token_P) > 8  # some rows fill up
+    y_PD = torch.randn(len(layout.token_P), 3, dtype=torch.float64, generator=generator).requires_grad_()
+    weights_TK = torch.randn(4, 2, dtype=torch.float64, generator=generator).requires_grad_()
+    rest = layout.row_TK, layout.token_P
+    expected_TD = (y_PD[layout.row_TK] * weights_TK[:, :, None]).sum(dim=1)
+    torch.testing.assert_close(Combine.apply(y_PD, weights_TK, *rest), expected_TD)
+    assert torch.autograd.gradcheck(lambda y, w: Combine.apply(y, w, *rest), (y_PD, weights_TK))
+
+
+@given(choices(), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_rows_that_fill_up_get_a_gradient_of_exactly_zero(ids_TK: Tensor, dtype: torch.dtype) -> None:
+    layout = lay_out_choices(ids_TK, TINY_BLOCKS)
+    y_PD = torch.full((len(layout.token_P), DIM), 1e30, dtype=dtype, requires_grad=True)
+    mixture_TD = Combine.apply(y_PD, torch.rand(ids_TK.shape) + 0.5, layout.row_TK, layout.token_P)
+    gradient_PD = torch.autograd.grad(mixture_TD, y_PD, torch.ones_like(mixture_TD))[0]
+    used_P = torch.zeros(len(y_PD), dtype=torch.bool).index_fill(0, layout.row_TK.flatten(), True)
+    assert not gradient_PD[~used_P].any()
+    assert gradient_PD[used_P].all()
+
+
+def values_and_gradients(
+    x_TD: Tensor, routing: RouterOutput, bank: ExpertBank, dtype: torch.dtype = torch.float32, automatic: bool = False
+) -> list[Tensor]:
+    """Mixture, and the gradients of tokens, mixing weights and experts; the backward pass outside autocast, as in
+    training."""
+    leaf_TD = x_TD.detach().to(dtype).requires_grad_()
+    weights_TK = routing.topk_weights_TK.detach().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=automatic):
+        y_TD = dispatch(leaf_TD, routing._replace(topk_weights_TK=weights_TK), bank).mixture_TD
+    direction_TD = torch.linspace(-1, 1, y_TD.numel()).view_as(y_TD).to(y_TD.dtype)
+    return [y_TD, *torch.autograd.grad(y_TD, [leaf_TD, weights_TK, *bank.parameters()], direction_TD)]
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 4, E])
+@pytest.mark.parametrize("num_tokens", [1, 2, 9, TOKENS])
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+def test_the_grouped_way_does_not_depend_on_block_sizes_and_equals_the_loop(
+    monkeypatch: pytest.MonkeyPatch, activation: str, num_tokens: int, top_k: int
+) -> None:
+    (x_TD, routing), bank = make_routing(top_k, None, num_tokens=num_tokens), make_bank(activation)
+    results = []
+    for sizes in (None, TINY_BLOCKS, BLOCK_SIZES):
+        monkeypatch.setattr(ExpertBank, "block_sizes", lambda *_, sizes=sizes: sizes)
+        results.append(values_and_gradients(x_TD, routing, bank))
+    leaf_TD, weights_TK = x_TD.detach().requires_grad_(), routing.topk_weights_TK.detach().requires_grad_()
+    looped_TD, _ = loop(leaf_TD, routing._replace(topk_weights_TK=weights_TK), bank)
+    direction_TD = torch.linspace(-1, 1, looped_TD.numel()).view_as(looped_TD)
+    inputs = [leaf_TD, weights_TK, *bank.parameters()]
+    expected = [looped_TD, *torch.autograd.grad(looped_TD, inputs, direction_TD, allow_unused=True)]
+    for found in results:
+        for one, other in zip(found, expected, strict=True):
+            other = torch.zeros_like(one) if other is None else other
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_experts_say_of_filling_rows_reaches_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Token 0 stands in every filling row: were they read, its gradient and the experts' would grow with them."""
+    (x_TD, routing), bank = make_routing(1, None), make_bank()
+    results = []
+    for sizes in ([0, 32], [0, 256]):
+        monkeypatch.setattr(ExpertBank, "block_sizes", lambda *_, sizes=sizes: sizes)
+        results.append(values_and_gradients(1e3 * x_TD, routing, bank))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))
+
+
+@pytest.mark.parametrize("copies", [False, True], ids=["casts", "working copies"])
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("factor", [None, 1.0], ids=["dropless", "capacity"])
+def test_under_autocast_it_equals_experts_cast_to_bf16_bit_for_bit(
+    factor: float | None, top_k: int, copies: bool
+) -> None:
+    (x_TD, routing), bank, cast = make_routing(top_k, factor), make_bank(), make_bank().to(torch.bfloat16)
+    if copies:
+        for weight in bank.parameters():
+            keep_working_copy(weight, torch.bfloat16, half_gradient=False)
+    automatic = values_and_gradients(x_TD, routing, bank, torch.bfloat16, automatic=True)
+    explicit = values_and_gradients(x_TD, routing, cast, torch.bfloat16)
+    assert [t.dtype for t in automatic] == [torch.bfloat16] * 2 + [torch.float32] * 3
+    for one, other in zip(automatic, explicit, strict=True):
+        assert torch.equal(one.to(other.dtype), other)
+    in_fp32 = values_and_gradients(x_TD, routing, bank)
+    for one, other in zip(automatic, in_fp32, strict=True):
+        torch.testing.assert_close(one.float(), other, rtol=0, atol=4e-2 * float(other.detach().abs().max()))
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("num_tokens", [1, 3, 8, 9, TOKENS])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_without_a_gradient_the_mixture_is_the_same(dtype: torch.dtype, num_tokens: int, top_k: int) -> None:
+    (x_TD, routing), bank = make_routing(top_k, None, num_tokens=num_tokens), make_bank().to(dtype)
+    with_gradient_TD = dispatch(x_TD.to(dtype), routing, bank).mixture_TD
+    with torch.no_grad():
+        without_TD = dispatch(x_TD.to(dtype), routing, bank).mixture_TD
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(
+        without_TD, with_gradient_TD.detach(), rtol=0, atol=tolerance * float(without_TD.abs().max())
+    )

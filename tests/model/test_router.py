@@ -283,3 +283,75 @@ def test_the_gate_learns_through_the_weights_and_the_field_gets_no_gradient(actu
     assert router.gate.weight.grad.abs().sum() > 0
     assert bias_E.grad is None
     assert not routing.topk_expert_ids_TK.requires_grad
+
+
+awkward = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, math.inf, -math.inf, torch.finfo(torch.float32).min]), st.floats(-8, 8, width=32)
+)
+by_path = pytest.mark.parametrize("num_tokens", [1, 8, 9, 40], ids=lambda n: f"{n} tokens")
+MANY = range(1, E + 1)
+
+
+def repeated(row: list[float], num_tokens: int) -> Tensor:
+    """The row in each of its rotations, for more tokens than a decoding step has."""
+    return torch.stack([torch.tensor(row).roll(token) for token in range(num_tokens)])
+
+
+@by_path
+@pytest.mark.parametrize("top_k", MANY)
+def test_selecting_equals_torchs_topk_where_values_are_distinct(top_k: int, num_tokens: int) -> None:
+    ranked_TE = random_logits(num_tokens, seed=top_k)
+    assert all(row.unique().numel() == E for row in ranked_TE)
+    assert torch.equal(select_largest(ranked_TE, top_k), ranked_TE.topk(top_k, dim=-1).indices)
+
+
+@by_path
+@given(row=st.lists(awkward, min_size=E, max_size=E), top_k=st.integers(1, E))
+def test_selecting_gives_distinct_experts_of_the_largest_values_whatever_the_row(
+    num_tokens: int, row: list[float], top_k: int
+) -> None:
+    ranked_TE = repeated(row, num_tokens)
+    before_TE, ids_TK = ranked_TE.clone(), select_largest(ranked_TE, top_k)
+    assert ids_TK.dtype == torch.int64
+    assert all(len(set(ids)) == top_k for ids in ids_TK.tolist())
+    lowest = torch.finfo(torch.float32).min  # told from minus infinity by nobody
+    found_TK, expected_TK = ranked_TE.gather(1, ids_TK), ranked_TE.topk(top_k, dim=-1).values
+    assert torch.equal(found_TK.clamp(min=lowest), expected_TK.clamp(min=lowest))
+    assert torch.equal(ranked_TE, before_TE)
+
+
+@by_path
+@given(
+    row=st.lists(st.one_of(awkward, st.just(math.nan)), min_size=E, max_size=E).filter(
+        lambda row: any(map(math.isnan, row))
+    ),
+    top_k=st.integers(1, E),
+)
+def test_selecting_gives_distinct_experts_even_of_what_is_not_a_number(
+    num_tokens: int, row: list[float], top_k: int
+) -> None:
+    ids_TK = select_largest(repeated(row, num_tokens), top_k)
+    assert all(len(set(ids)) == top_k and set(ids) <= set(range(E)) for ids in ids_TK.tolist())
+
+
+@by_path
+@pytest.mark.parametrize("value", [0.0, math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("top_k", MANY)
+def test_selecting_gives_distinct_experts_where_all_are_the_same(top_k: int, value: float, num_tokens: int) -> None:
+    ids_TK = select_largest(torch.full((num_tokens, E), value), top_k)
+    assert all(len(set(ids)) == top_k for ids in ids_TK.tolist())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=["bf16", "float64"])
+def test_selecting_takes_other_dtypes(dtype: torch.dtype) -> None:
+    ranked_TE = torch.linspace(-1, 1, E, dtype=dtype).repeat(20, 1)
+    assert select_largest(ranked_TE, 3).tolist() == [[E - 1, E - 2, E - 3]] * 20
+
+
+def test_a_token_with_an_infinite_activation_fails_loudly_in_its_weights_and_not_in_an_index() -> None:
+    logits_TE = random_logits(20)
+    logits_TE[3, 1] = math.nan
+    routing = route(logits_TE)
+    assert all(len(set(ids)) == 2 for ids in routing.topk_expert_ids_TK.tolist())
+    assert int(routing.tokens_per_expert_E.sum()) == 40
+    assert torch.isfinite(routing.topk_weights_TK[[0, 1, 2, *range(4, 20)]]).all()
