@@ -15,6 +15,8 @@ import torch
 from training_runs import PROJECT, Finished, differences
 
 from chronomoe.settings import InputError, Stopped
+from chronomoe.training import autotune
+from chronomoe.training.autotune import Kernels
 from chronomoe.training.module import LanguageModule
 from chronomoe.training.telemetry import Telemetry
 
@@ -60,12 +62,18 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return interrupt
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stop_after", [3, 5, 10, 12])  # inside, at and across periods of the clocks, at an evaluation
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
-    train: Callable[..., Finished], interrupt: Callable[[int], None], tmp_path: Path, stop_after: int, accumulate: int
+    train: Callable[..., Finished],
+    interrupt: Callable[[int], None],
+    tmp_path: Path,
+    stop_after: int,
+    accumulate: int,
+    precision: str,
 ) -> None:
-    overrides = (*LONG, f"trainer.accumulate_grad_batches={accumulate}")
+    overrides = (*LONG, f"trainer.accumulate_grad_batches={accumulate}", f"trainer.precision={precision}")
     whole = train(*overrides, into="whole")
     interrupt(stop_after)
     with pytest.raises(Stopped):
@@ -73,6 +81,23 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     saved = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == stop_after
     resumed = train(*overrides, "ckpt_path=last", into="stopped")
+    assert_same_run(whole, resumed)
+
+
+def test_a_resumed_run_keeps_its_kernels_whatever_the_machine_would_choose_now(
+    train: Callable[..., Finished], interrupt: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels round differently, so another choice would be another run."""
+    chosen = Kernels(library="torch", attention="sdpa")
+    monkeypatch.setattr(autotune, "measure", lambda *_: chosen)
+    whole = train(*LONG, "data.cache_dir=kernels", into="whole")
+    interrupt(5)
+    with pytest.raises(Stopped):
+        train(*LONG, "data.cache_dir=kernels", into="stopped")
+    monkeypatch.setattr(autotune, "measure", lambda *_: Kernels(library="onednn", attention="products"))
+    Path("kernels", "kernels.json").unlink()
+    resumed = train(*LONG, "data.cache_dir=kernels", "ckpt_path=last", into="stopped")
+    assert Kernels(**resumed.checkpoint()["kernels"]) == chosen
     assert_same_run(whole, resumed)
 
 
