@@ -47,7 +47,8 @@ class WorkingCopy:
 
 def keep_working_copy(weight: nn.Parameter, dtype: torch.dtype, *, half_gradient: bool) -> None:
     """Let `working` cast this weight once per change. Not for parameters whose storage is filled behind autograd's
-    back, as sharding does: the change would not be seen.
+    back, as sharding does and torch's own fused optimizers do (training/adamw.py sees to it): the change would not be
+    seen.
 
     half_gradient: leave the gradient in `dtype`, as its product gives it. Not where several are summed, over
     micro-batches or processes: that would round every partial sum.
