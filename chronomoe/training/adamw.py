@@ -101,7 +101,8 @@ class AdamW(torch.optim.AdamW):
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """Square root of the sum of squares of all, fp32."""
-    if gradients and gradients[0].device.type == "cpu":
+    if not gradients:
+        return torch.zeros(())
+    if gradients[0].device.type == "cpu":
         gradients = [part for gradient in gradients for part in gradient.reshape(-1).split(NORM_SLICE)]
-    norms = [norm.float() for norm in torch._foreach_norm(gradients)]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]))
