@@ -72,8 +72,9 @@ class AdamW(torch.optim.AdamW):
         scale: Tensor | None,
     ) -> None:
         copy = working_copy_of(weight)
-        whole = (weight.detach(), gradient, first, second, weight.detach() if copy is None else copy.tensor)
-        for w, g, m, v, c in zip(*(tensor.reshape(-1).split(SLICE) for tensor in whole), strict=True):
+        updated = (weight.detach(), first, second, weight.detach() if copy is None else copy.tensor)
+        in_place = [tensor.view(-1).split(SLICE) for tensor in updated]  # `reshape` might update a copy
+        for w, m, v, c, g in zip(*in_place, gradient.reshape(-1).split(SLICE), strict=True):
             if scale is not None or g.dtype != w.dtype:
                 if len(self._scratch) < len(g):
                     self._scratch = torch.empty(len(g))
