@@ -108,6 +108,8 @@ def read_known(path: Path) -> dict[str, dict[str, str]]:
         known = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    if not isinstance(known, dict):
+        return {}
     fields = asdict(Kernels()).keys()
     return {key: choice for key, choice in known.items() if isinstance(choice, dict) and choice.keys() == fields}
 
