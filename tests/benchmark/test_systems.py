@@ -16,16 +16,26 @@ def all_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_keys_are_distinct_and_ours_comes_with_control_on_and_off_in_both_dtypes() -> None:
     keys = [system.key for system in every_system()]
-    assert len(set(keys)) == len(keys) == 14
+    assert len(set(keys)) == len(keys) == 16
     assert {f"chronomoe_{d}_{c}" for d in ("fp32", "bf16") for c in ("on", "off")} <= set(keys)
 
 
-def test_the_floor_is_no_peer_and_neither_are_we() -> None:
-    assert {system.name for system in every_system() if not system.peer} == {"chronomoe", "dense"}
+def test_neither_the_floor_nor_we_nor_a_peer_helped_by_our_settings_is_a_peer() -> None:
+    others = {"chronomoe", "dense", "transformers grouped_mm kept"}
+    assert {system.name for system in every_system() if not system.peer} == others
+    assert "transformers grouped_mm" in {system.name for system in every_system() if system.peer}
 
 
 @pytest.mark.parametrize(
-    ("words", "number"), [([], 14), (["chronomoe"], 4), (["chronomoe_fp32"], 2), (["dense_bf16", "litgpt"], 3)]
+    ("words", "number"),
+    [
+        ([], 16),
+        (["chronomoe"], 4),
+        (["chronomoe_fp32"], 2),
+        (["dense_bf16", "litgpt"], 3),
+        (["transformers_grouped_mm"], 4),  # with what keeps freed memory
+        (["transformers_grouped_mm_fp32"], 1),
+    ],
 )
 def test_a_filter_is_a_key_or_how_keys_begin(words: list[str], number: int) -> None:
     assert len(choose(words)) == number
@@ -43,6 +53,7 @@ def test_what_is_missing_is_left_out_unless_it_was_asked_for(monkeypatch: pytest
         "dense",
         "transformers eager",
         "transformers grouped_mm",
+        "transformers grouped_mm kept",
     }
     with pytest.raises(InputError, match="litgpt_fp32 needs litgpt, which is not installed: pip install litgpt"):
         choose(["litgpt"])
