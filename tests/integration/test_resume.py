@@ -76,6 +76,26 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     assert_same_run(whole, resumed)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stop_after", [5, 6])
+def test_a_run_in_bf16_mixed_precision_resumes_bit_for_bit(
+    train: Callable[..., Finished], interrupt: Callable[[int], None], stop_after: int, accumulate: int
+) -> None:
+    """Working copies are no part of a checkpoint: they are cast again from the weights."""
+    bf16 = ("trainer.precision=bf16-mixed", f"trainer.accumulate_grad_batches={accumulate}")
+    whole = train(*LONG, *bf16, into="whole")
+    interrupt(stop_after)
+    with pytest.raises(Stopped):
+        train(*LONG, *bf16, into="stopped")
+    resumed = train(*LONG, *bf16, "ckpt_path=last", into="stopped")
+    assert_same_run(whole, resumed)
+    saved = resumed.checkpoint()
+    moments = [moment for state in saved["optimizer_states"][0]["state"].values() for moment in state.values()]
+    assert {tensor.dtype for tensor in [*saved["state_dict"].values(), *moments] if tensor.is_floating_point()} == {
+        torch.float32
+    }
+
+
 @pytest.mark.parametrize("temperature", ["documented", "structural"])
 def test_every_state_of_the_controller_survives_a_resume(
     train: Callable[..., Finished], interrupt: Callable[[int], None], temperature: str
