@@ -75,8 +75,9 @@ class AdamW(torch.optim.AdamW):
         scale: Tensor | None,
     ) -> None:
         copy = working_copy_of(weight)
-        whole = (weight.detach(), gradient, first, second, weight.detach() if copy is None else copy.tensor)
-        for w, g, m, v, c in zip(*(tensor.reshape(-1).split(SLICE) for tensor in whole), strict=True):
+        updated = (weight.detach(), first, second, weight.detach() if copy is None else copy.tensor)
+        in_place = [tensor.view(-1).split(SLICE) for tensor in updated]  # `reshape` might update a copy
+        for w, m, v, c, g in zip(*in_place, gradient.reshape(-1).split(SLICE), strict=True):
             if scale is not None or g.dtype != w.dtype:
                 if len(self._scratch) < len(g):
                     self._scratch = torch.empty(len(g))
@@ -104,7 +105,8 @@ class AdamW(torch.optim.AdamW):
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
     """Square root of the sum of squares of all, fp32."""
-    if gradients and gradients[0].device.type == "cpu":
+    if not gradients:
+        return torch.zeros(())
+    if gradients[0].device.type == "cpu":
         gradients = [part for gradient in gradients for part in gradient.reshape(-1).split(NORM_SLICE)]
-    norms = [norm.float() for norm in torch._foreach_norm(gradients)]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack([norm.float() for norm in torch._foreach_norm(gradients)]))

@@ -26,6 +26,19 @@ def test_a_peer_begins_where_we_begin_and_learns(tiny_job: Callable[..., Job], s
     assert trainee.report().loss < before
 
 
+@pytest.mark.parametrize(("name", "keeps"), [("transformers grouped_mm", 0), ("transformers grouped_mm kept", 1)])
+def test_only_the_system_that_says_so_keeps_freed_memory(
+    tiny_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, name: str, keeps: int
+) -> None:
+    pytest.importorskip("transformers")
+    asked: list[None] = []
+    monkeypatch.setattr("chronomoe.benchmark.mixtral_peer.keep_freed_memory", lambda: asked.append(None))
+    system = next(s for s in every_system() if s.name == name and s.dtype == "fp32")
+    trainee = Trainee(system, tiny_job())
+    assert len(asked) == keeps
+    assert trainee.learner.module.config._experts_implementation == "grouped_mm"
+
+
 def test_transformers_first_loss_is_ours_with_its_own_balancing_on_top(tiny_job: Callable[..., Job]) -> None:
     pytest.importorskip("transformers")
     theirs = Trainee(next(s for s in PEERS if s.key == "transformers_eager_fp32"), tiny_job())

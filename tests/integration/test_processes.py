@@ -72,6 +72,20 @@ def test_two_processes_train_like_one_and_resume_bit_for_bit(
     assert resumed.rows == [row for row in two.rows if int(row["step"]) > 3]
 
 
+def test_two_processes_in_bf16_train_near_one_and_resume_bit_for_bit(train: Train, train_in_two: Train) -> None:
+    """Their gradients are summed in fp32, one process's stay in bf16."""
+    overrides = ("trainer.precision=bf16-mixed", "trainer.eval_every_steps=4", "trainer.keep_every_steps=3")
+    one, two = train(*overrides), train_in_two("ddp", *overrides, into="two")
+    for column in ("train/loss", "val/loss"):
+        np.testing.assert_allclose(two.column(column), one.column(column), atol=0.02)
+    np.testing.assert_allclose(two.column("train/grad_norm")[0], one.column("train/grad_norm")[0], rtol=0.02)
+    middle = two.directory / "checkpoints" / "step_00000003.ckpt"
+    resumed = train_in_two("ddp", *overrides, f"ckpt_path={middle}", into="resumed")
+    for part in ("state_dict", "optimizer_states"):
+        assert differences(two.checkpoint()[part], resumed.checkpoint()[part]) == []
+    assert resumed.rows == [row for row in two.rows if int(row["step"]) > 3]
+
+
 def test_two_processes_stop_together_when_one_is_asked(
     python: Callable[..., Any], tiny: list[str], tmp_path: Path
 ) -> None:

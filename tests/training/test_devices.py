@@ -32,6 +32,32 @@ def test_a_named_precision_is_kept(precision: str) -> None:
     assert choose_hardware(trainer) == Hardware("cpu", precision)
 
 
+@pytest.mark.parametrize(
+    ("amx", "avx512", "precision"),
+    [(False, False, "32-true"), (True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (True, True, "bf16-mixed")],
+)
+def test_on_a_processor_auto_is_bf16_where_it_multiplies_bf16(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    assert choose_hardware(TrainerSettings(accelerator="cpu", max_steps=1)) == Hardware("cpu", precision)
+    for named in ("32-true", "bf16-mixed"):
+        trainer = TrainerSettings(accelerator="cpu", precision=named, max_steps=1)
+        assert choose_hardware(trainer) == Hardware("cpu", named)
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(False, "32-true"), (True, "bf16-mixed")])
+def test_on_a_gpu_auto_follows_the_gpu_not_the_processor(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: not bf16)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    assert choose_hardware(TrainerSettings(max_steps=1)) == Hardware("cuda", precision)
+
+
 def test_as_many_cpu_processes_as_cores_are_allowed_and_no_more() -> None:
     cores = len(os.sched_getaffinity(0))
     choose_hardware(TrainerSettings(accelerator="cpu", strategy="ddp", devices=cores, max_steps=1))
