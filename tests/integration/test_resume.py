@@ -85,18 +85,22 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 
 
 def test_a_resumed_run_keeps_its_kernels_whatever_the_machine_would_choose_now(
-    train: Callable[..., Finished], interrupt: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., Finished],
+    interrupt: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Kernels round differently, so another choice would be another run."""
+    overrides = (*LONG, f"data.cache_dir={tmp_path / 'cache'}")
     chosen = Kernels(library="torch", attention="sdpa")
     monkeypatch.setattr(autotune, "measure", lambda *_: chosen)
-    whole = train(*LONG, "data.cache_dir=kernels", into="whole")
+    whole = train(*overrides, into="whole")
     interrupt(5)
     with pytest.raises(Stopped):
-        train(*LONG, "data.cache_dir=kernels", into="stopped")
+        train(*overrides, into="stopped")
     monkeypatch.setattr(autotune, "measure", lambda *_: Kernels(library="onednn", attention="products"))
-    Path("kernels", "kernels.json").unlink()
-    resumed = train(*LONG, "data.cache_dir=kernels", "ckpt_path=last", into="stopped")
+    (tmp_path / "cache" / "kernels.json").unlink()
+    resumed = train(*overrides, "ckpt_path=last", into="stopped")
     assert Kernels(**resumed.checkpoint()["kernels"]) == chosen
     assert_same_run(whole, resumed)
 
