@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from chronomoe.model.products import keep_working_copy, working, working_copy_of
@@ -98,6 +100,27 @@ def test_without_clipping_the_step_is_bitwise_torchs() -> None:
 
 
 @pytest.mark.parametrize("limit", [None, 1.0])
+def test_every_group_follows_its_own_settings_also_when_they_change(sliced: bool, limit: float | None) -> None:
+    """As a schedule changes the learning rate between steps."""
+    ours, theirs = weights(), weights()
+    own: list[dict[str, Any]] = [
+        {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1},
+        {"lr": 3e-3, "betas": (0.8, 0.99), "eps": 1e-2, "weight_decay": 0.5},
+    ]
+    one, other = (
+        kind([{"params": p[:2], **own[0]}, {"params": p[2:], **own[1]}], fused=True)
+        for kind, p in ((AdamW, ours), (torch.optim.AdamW, theirs))
+    )
+    for step in range(4):
+        for optimizer in (one, other):
+            for group in optimizer.param_groups:
+                group["lr"] *= 0.5
+        ours_step(one, ours, gradients(step), limit)
+        torch_step(other, theirs, gradients(step), limit)
+    assert_alike(ours, theirs)
+
+
+@pytest.mark.parametrize("limit", [None, 1.0])
 def test_bf16_gradients_count_as_the_fp32_numbers_they_are(sliced: bool, limit: float | None) -> None:
     ours, theirs = weights(), weights()
     for parameter in ours:
@@ -122,6 +145,22 @@ def test_the_norm_of_bf16_gradients_is_that_of_float64_within_a_thousandth(monke
     norm = global_norm(found)
     assert norm.dtype == torch.float32
     assert abs(norm.double() / exact - 1) < 1e-3
+
+
+@given(
+    sizes=st.lists(st.integers(1, 200), min_size=1, max_size=6),
+    dtypes=st.lists(st.sampled_from([torch.bfloat16, torch.float32]), min_size=6, max_size=6),
+    scale=st.sampled_from([1e-4, 1.0, 1e4]),
+    seed=st.integers(0, 999),
+)
+def test_the_norm_of_few_gradients_is_off_by_a_rounding_of_bf16_at_most(
+    sizes: list[int], dtypes: list[torch.dtype], scale: float, seed: int
+) -> None:
+    """Few numbers make few slices, whose roundings do not even out: half a unit of the last of 8 bits, 2^-8."""
+    generator = torch.Generator().manual_seed(seed)
+    found = [(scale * torch.randn(n, generator=generator)).to(dtype) for n, dtype in zip(sizes, dtypes, strict=False)]
+    exact = torch.sqrt(sum(gradient.double().square().sum() for gradient in found))
+    assert abs(global_norm(found).double() / exact - 1) < 2**-8 + 1e-6
 
 
 def test_the_norm_of_nothing_and_of_zeros_is_zero() -> None:
@@ -216,14 +255,15 @@ def test_its_state_and_torchs_are_interchangeable(ours_first: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(reference, changing, strict=True))
 
 
+@pytest.mark.parametrize("half", [True, False], ids=["bf16 gradients", "fp32 gradients"])
 @pytest.mark.parametrize("limit", [None, 1.0])
-def test_working_copies_are_the_new_weights_and_not_stale(sliced: bool, limit: float | None) -> None:
+def test_working_copies_are_the_new_weights_and_not_stale(sliced: bool, limit: float | None, half: bool) -> None:
     parameters = weights()
     for parameter in parameters:
-        keep_working_copy(parameter, torch.bfloat16, half_gradient=True)
+        keep_working_copy(parameter, torch.bfloat16, half_gradient=half)
     optimizer = AdamW(groups(parameters), **SETTINGS)
     for step in range(3):
-        ours_step(optimizer, parameters, gradients(step, torch.bfloat16), limit)
+        ours_step(optimizer, parameters, gradients(step, torch.bfloat16 if half else torch.float32), limit)
         for parameter in parameters:
             copy = working_copy_of(parameter)
             assert copy is not None
