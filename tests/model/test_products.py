@@ -144,6 +144,19 @@ def test_an_expert_bank_by_onednn_equals_torchs_in_values_and_gradients(
         torch.testing.assert_close(by_onednn, by_torch, rtol=1e-5, atol=1e-5 * float(by_torch.detach().abs().max()))
 
 
+@pytest.mark.parametrize("library", ["torch", pytest.param("onednn", marks=needs_onednn)])
+def test_an_expert_bank_runs_in_its_rows_dtype_whatever_autocast_says(library: str) -> None:
+    bank, load_E, x_PD = ExpertBank(4, 8, 12), torch.tensor([3, 0, 7, 1]), normal(11, 8, seed=1)
+    bank.library = library
+    for seed, weight in enumerate(bank.parameters()):
+        weight.data.copy_(normal(*weight.shape, seed=seed))
+    expected_PD = bank(x_PD, load_E)
+    with torch.autocast("cpu", BF16):
+        y_PD = bank(x_PD, load_E)
+    assert y_PD.dtype == torch.float32
+    assert torch.equal(y_PD, expected_PD)
+
+
 def test_an_expert_bank_under_autocast_equals_one_cast_beforehand() -> None:
     load_E, x_PD, direction_PD = torch.tensor([3, 0, 7, 1]), normal(11, 8, seed=1, dtype=BF16), normal(11, 8, seed=2)
     results = []
@@ -229,6 +242,24 @@ def test_a_working_copy_is_never_read_stale(change: Callable[[nn.Parameter], Non
         change(weight)
         assert not torch.equal(weight.to(BF16), before.to(BF16))
         assert torch.equal(working(weight, BF16), weight.to(BF16))
+
+
+def test_a_copy_elsewhere_than_its_weight_is_none_of_it() -> None:
+    weight = nn.Parameter(normal(4, 3))
+    assert WorkingCopy(weight.detach().to(BF16), weight._version).is_of(weight)
+    assert not WorkingCopy(torch.empty(4, 3, dtype=BF16, device="meta"), weight._version).is_of(weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_working_copy_follows_its_weight_to_a_gpu_and_back() -> None:
+    layer = Linear(3, 4)
+    keep_working_copy(layer.weight, BF16, half_gradient=False)
+    for device in ("cpu", "cuda", "cpu"):
+        layer.to(device)
+        for _ in range(2):
+            assert torch.equal(working(layer.weight, BF16), layer.weight.to(BF16))
+            decay(layer.weight)
 
 
 def test_a_working_copy_is_cast_once_per_change() -> None:
