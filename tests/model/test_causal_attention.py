@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from chronomoe.model import causal_attention
 from chronomoe.model.attention import Attention, Rotation, rotary_angles, rotate
-from chronomoe.model.causal_attention import CausalAttention, query_blocks, turn
+from chronomoe.model.causal_attention import LONGEST, CausalAttention, query_blocks, turn
 
 WIDTH = 8
 HEADS = {"one head": (1, 1), "own keys": (3, 3), "groups of two": (4, 2), "all share": (4, 1)}
@@ -113,6 +113,44 @@ def test_the_layers_kernels_are_one_function(kv_heads: int, automatic: bool, len
     for one, other in zip(*results, strict=True):
         assert one.dtype == other.dtype
         torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.detach().abs().max()))
+
+
+@pytest.mark.parametrize("kernel", ["products", "sdpa"])
+def test_under_autocast_a_layer_equals_one_cast_beforehand_bit_for_bit(kernel: str) -> None:
+    results = []
+    for automatic in (True, False):
+        torch.manual_seed(0)
+        layer = Attention(32, 4, 2)
+        layer = layer if automatic else layer.bfloat16()
+        layer.kernel = kernel
+        x_BSD = torch.randn(2, 130, 32, generator=torch.Generator().manual_seed(1)).bfloat16().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=automatic):
+            y_BSD = layer(x_BSD, angles(130), None, None)
+        d_x_BSD, *d_weights = torch.autograd.grad(y_BSD, (x_BSD, *layer.parameters()), direction(y_BSD))
+        assert {g.dtype for g in d_weights} == {torch.float32 if automatic else torch.bfloat16}
+        results.append([y_BSD, d_x_BSD, *(g.bfloat16() for g in d_weights)])
+    for ours, explicit in zip(*results, strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert torch.equal(ours, explicit)
+
+
+def test_gradients_of_keys_and_values_are_summed_in_fp32_over_bf16_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first of 512 equal tokens, query s asks 1/(s+1): bf16 stops adding when that is small beside the sum."""
+    monkeypatch.setattr(causal_attention, "QUERY_BLOCK", 1)
+    length, still = 512, Rotation(torch.ones(512, 2), torch.zeros(512, 2))
+    qkv_BSNA = torch.ones(1, length, 3, 2, dtype=torch.bfloat16, requires_grad=True)
+    y_BSHA = CausalAttention.apply(qkv_BSNA, *still, 1)
+    d_v_A = torch.autograd.grad(y_BSHA, qkv_BSNA, torch.ones_like(y_BSHA))[0][0, 0, -1]
+    expected = float((1.0 / torch.arange(1, length + 1, dtype=torch.float64)).sum())
+    torch.testing.assert_close(d_v_A.double(), torch.full((2,), expected, dtype=torch.float64), rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("kernel", ["auto", "products", "sdpa"])
+def test_products_take_whole_sequences_up_to_their_longest(kernel: str) -> None:
+    layer = Attention(32, 4, 2)
+    layer.kernel = kernel
+    assert [layer.multiplies("cpu", length) for length in (1, LONGEST, LONGEST + 1)] == [kernel != "sdpa"] * 2 + [False]
+    assert layer.multiplies("cuda", 1) == (kernel == "products")
 
 
 @pytest.mark.parametrize("length", [5, 9])
