@@ -378,3 +378,20 @@ def test_without_a_gradient_the_mixture_is_the_same(dtype: torch.dtype, num_toke
     torch.testing.assert_close(
         without_TD, with_gradient_TD.detach(), rtol=0, atol=tolerance * float(without_TD.abs().max())
     )
+
+
+@pytest.mark.parametrize("num_tokens", [1, 3, TOKENS])
+@pytest.mark.parametrize("top_k", [1, 2, E])
+def test_without_a_gradient_what_was_not_kept_is_zero_and_the_rest_is_the_loops(top_k: int, num_tokens: int) -> None:
+    """As under the threshold of expert choice: any number kept, and no capacity."""
+    (x_TD, routing), bank = make_routing(top_k, None, num_tokens=num_tokens), make_bank()
+    kept_TK = torch.rand(routing.topk_expert_ids_TK.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    kept_TK[0] = False
+    routing = routing._replace(kept_TK=kept_TK, topk_weights_TK=routing.topk_weights_TK.masked_fill(~kept_TK, 0.0))
+    with torch.no_grad():
+        y_TD, outputs_of = dispatch(x_TD, routing, bank)
+        looped_TD, looped_TKD = loop(x_TD, routing, bank)
+    torch.testing.assert_close(y_TD, looped_TD)
+    found_TKD = outputs_of(torch.arange(num_tokens))
+    torch.testing.assert_close(found_TKD, looped_TKD)
+    assert not found_TKD[~kept_TK].any()
