@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from chronomoe.model.lm import LanguageModel, number_documents
+from chronomoe.model.products import onednn_multiplies
 
 MakeModel = Callable[..., LanguageModel]
 MakeIds = Callable[..., Tensor]
@@ -148,6 +151,60 @@ def test_bf16_autocast_stays_close_to_fp32(tiny_model: MakeModel, draw_ids: Make
         gradients.append(torch.cat([weight.grad.flatten() for weight in model.parameters()]))
     torch.testing.assert_close(losses[1], losses[0], rtol=0.01, atol=0)
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+PRECISIONS = {"fp32": (False, False), "autocast": (True, False), "working copies": (True, True)}
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize(("automatic", "copies"), PRECISIONS.values(), ids=PRECISIONS.keys())
+def test_the_loss_and_its_gradients_are_those_of_the_logits(
+    tiny_model: MakeModel, draw_ids: MakeIds, automatic: bool, copies: bool, tied: bool
+) -> None:
+    ids_BS, found = draw_ids(4, LENGTH), []
+    for whole in (False, True):
+        model = tiny_model(tie_embeddings=tied, init_std=0.1)
+        if copies:
+            model.keep_working_copies(torch.bfloat16, half_gradients=False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=automatic):
+            output = model(ids_BS[:, :-1])
+            targets_BS = ids_BS[:, 1:]
+            logits_BSV = output.logits_BSV
+            loss = output.loss(targets_BS)
+        if whole:
+            loss = cross_entropy(logits_BSV.float().flatten(0, 1), targets_BS.flatten())
+        loss.backward()
+        assert loss.dtype == torch.float32
+        found.append([loss.detach(), *(weight.grad for weight in model.parameters())])
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0)
+    tolerance = 2**-5 if automatic else 1e-5  # bf16 keeps 8 bits, of which a chain of products loses some
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance * float(theirs.abs().max()))
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not onednn_multiplies("cpu", torch.float32), reason="this torch has no such operator")
+def test_the_loss_multiplies_by_the_library_of_the_head(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
+    model, ids_BS = tiny_model(), draw_ids(4, LENGTH)
+    for library in ("torch", "onednn"):
+        model.head.library = library
+        output = model(ids_BS)
+        with Operators() as ran:
+            output.loss(ids_BS)
+        assert ("mkldnn._linear_pointwise" in ran.names) == (library == "onednn")
+        assert ("aten.mm" in ran.names) == (library == "torch")
 
 
 def test_a_dense_model_routes_nothing_and_holds_no_field(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
