@@ -9,7 +9,7 @@ import torch
 
 from chronomoe.model.sizing import Size
 from chronomoe.settings import InputError
-from chronomoe.training.devices import Hardware, check_memory, choose_hardware
+from chronomoe.training.devices import Hardware, check_memory, choose_hardware, settle_for
 from chronomoe.training.settings import TrainerSettings
 
 MIXTRAL_8X7B = Size(46_702_792_704, 12_879_921_152)
@@ -82,3 +82,24 @@ def test_sharding_divides_the_memory_a_device_needs(monkeypatch: pytest.MonkeyPa
     replicated = TrainerSettings(strategy="ddp", devices=8, num_nodes=2, max_steps=1)
     with pytest.raises(InputError):
         check_memory(MIXTRAL_8X7B, replicated, Hardware("cuda", "bf16-mixed"))
+
+
+@pytest.mark.parametrize(("devices", "fits"), [(1, True), (2, True), (3, False)])
+def test_processes_share_the_memory_of_a_machine(monkeypatch: pytest.MonkeyPatch, devices: int, fits: bool) -> None:
+    size = Size(2**20, 2**20)
+    memory = 2 * size.training_bytes
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": memory}.__getitem__)
+    trainer = TrainerSettings(strategy="ddp", devices=devices, max_steps=1)
+    if fits:
+        check_memory(size, trainer, Hardware("cpu", "32-true"))
+        return
+    with pytest.raises(InputError, match=r"at least \d+ devices"):
+        check_memory(size, trainer, Hardware("cpu", "32-true"))
+
+
+def test_fewer_steps_are_logged_on_a_gpu_unless_their_number_is_named() -> None:
+    on_cpu, on_gpu = Hardware("cpu", "32-true"), Hardware("cuda", "bf16-mixed")
+    unnamed, named = TrainerSettings(max_steps=1), TrainerSettings(log_every_steps=3, max_steps=1)
+    assert settle_for(unnamed, on_cpu).log_every_steps == 1
+    assert settle_for(unnamed, on_gpu).log_every_steps == 10
+    assert settle_for(named, on_cpu) == settle_for(named, on_gpu) == named
