@@ -34,8 +34,15 @@ Choose = Callable[..., Kernels]
 def choose(tiny_settings: Callable[..., ModelSettings], tmp_path: Path) -> Choose:
     """choose(length=8, num_experts=8): the choice for the tiny model on this processor, cached in `tmp_path`/cache."""
 
-    def choose(length: int = 16, cache: Path = tmp_path / "cache", top_k: int = 2, **overrides: object) -> Kernels:
-        work = Workload(batch=2, length=length, dtype=torch.float32, device=torch.device("cpu"))
+    def choose(
+        length: int = 16,
+        batch: int = 2,
+        dtype: torch.dtype = torch.float32,
+        cache: Path = tmp_path / "cache",
+        top_k: int = 2,
+        **overrides: object,
+    ) -> Kernels:
+        work = Workload(batch=batch, length=length, dtype=dtype, device=torch.device("cpu"))
         router = RouterSettings(kind="mixtral", top_k=top_k)
         return choose_kernels(tiny_settings(**overrides), router, work, cache)
 
@@ -71,16 +78,25 @@ def test_a_remembered_choice_is_read_without_measuring(
 def test_other_shapes_and_another_machine_are_measured_anew_and_all_are_remembered(
     choose: Choose, measured: list[Kernels], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings: list[dict[str, Any]] = [
+        {}, {"length": 8}, {"batch": 3}, {"dtype": torch.bfloat16}, {"num_experts": 8}, {"hidden_dim": 32},
+        {"num_heads": 2}, {"num_kv_heads": 1}, {"activation": "relu"}, {"dense": True}, {"top_k": 1},
+    ]  # fmt: skip
+
     def choose_all() -> None:
-        for settings in ({}, {"length": 8}, {"num_experts": 8}, {"hidden_dim": 32}, {"top_k": 1}):
-            choose(**settings)
+        for overrides in settings:
+            choose(**overrides)
 
     choose_all()
-    assert len(measured) == 5
-    monkeypatch.setattr(autotune, "processor_name", lambda: "another processor")
-    choose()
-    assert len(measured) == 6
-    monkeypatch.undo()
+    assert len(measured) == len(settings)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(autotune, "processor_name", lambda: "another processor")
+        choose()
+    assert len(measured) == len(settings) + 1
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(torch, "get_num_threads", lambda: 99)
+        choose()
+    assert len(measured) == len(settings) + 2
     monkeypatch.setattr(autotune, "measure", refuse)
     choose_all()
 
