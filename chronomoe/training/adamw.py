@@ -25,6 +25,10 @@ class AdamW(torch.optim.AdamW):
     """`clip` before `step` scales the step's gradients inside it."""
 
     def __init__(self, params: Any, **settings: Any) -> None:
+        """Raises ValueError for what the update in slices has no place for."""
+        for name in ("amsgrad", "maximize"):
+            if settings.get(name):
+                raise ValueError(f"{name}=True is not part of this AdamW: use torch.optim.AdamW")
         super().__init__(params, **settings)
         self._scale: Tensor | None = None
         self._scratch = torch.empty(0)

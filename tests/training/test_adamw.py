@@ -185,6 +185,13 @@ def test_a_weight_that_is_not_contiguous_is_refused_rather_than_left_as_it_was()
         AdamW([weight], **SETTINGS).step()
 
 
+@pytest.mark.parametrize("setting", ["amsgrad", "maximize"])
+def test_a_setting_that_the_slices_do_not_know_is_refused_rather_than_ignored(setting: str) -> None:
+    with pytest.raises(ValueError, match=setting):
+        AdamW(weights(), **SETTINGS, **{setting: True})
+    AdamW(weights(), **SETTINGS, **{setting: False})
+
+
 def test_clipping_acts_on_one_step_only() -> None:
     ours, theirs = weights(), weights()
     one, other = AdamW(groups(ours), **SETTINGS), torch.optim.AdamW(groups(theirs), **SETTINGS)
