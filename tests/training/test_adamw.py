@@ -224,18 +224,22 @@ def test_weights_without_a_gradient_stay_as_they_are() -> None:
     assert all(torch.equal(now, then) for now, then in zip(parameters[1:], before[1:], strict=True))
 
 
-def test_a_closure_runs_before_the_scale_is_read() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_closure_runs_once_and_before_the_scale_is_read(fused: bool) -> None:
     """Lightning computes gradients and clips them inside the closure."""
-    ours, theirs = weights(), weights()
-    one, other = AdamW(groups(ours), **SETTINGS), torch.optim.AdamW(groups(theirs), **SETTINGS)
+    ours, theirs, calls = weights(), weights(), []
+    settings = {**SETTINGS, "fused": fused}
+    one, other = AdamW(groups(ours), **settings), torch.optim.AdamW(groups(theirs), **settings)
 
     def closure() -> float:
         assert torch.is_grad_enabled()
         give(ours, gradients(0))
         one.clip(1.0)
+        calls.append(1)
         return 7.0
 
     assert one.step(closure) == 7.0
+    assert len(calls) == 1
     torch_step(other, theirs, gradients(0), 1.0)
     assert_alike(ours, theirs)
     ours_step(one, ours, gradients(2), None)
