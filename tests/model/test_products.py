@@ -327,15 +327,26 @@ def test_a_linear_layer_with_a_copy_equals_one_without_bit_for_bit() -> None:
         assert torch.equal(ours(x_MK), theirs(x_MK))
 
 
-MULTIPLYING = {"attention.qkv.weight", "attention.out.weight", "ffn.experts.gate_up_EFD", "ffn.experts.down_EDF"}
+ATTENTION = {"attention.qkv.weight", "attention.out.weight"}
+EXPERTS = ATTENTION | {"ffn.experts.gate_up_EFD", "ffn.experts.down_EDF"}
+SHARED = EXPERTS | {"ffn.shared_experts.gate_up.weight", "ffn.shared_experts.down.weight"}
+KINDS: dict[str, tuple[dict[str, object], set[str]]] = {
+    "experts": ({}, EXPERTS),
+    "relu": ({"activation": "relu"}, EXPERTS),
+    "shared experts": ({"num_shared_experts": 1}, SHARED),
+    "dense": ({"dense": True}, ATTENTION | {"ffn.gate_up.weight", "ffn.down.weight"}),
+}
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-def test_exactly_the_matrices_that_multiply_have_a_copy(tiny_model: Callable[..., LanguageModel], tied: bool) -> None:
-    model = tiny_model(tie_embeddings=tied)
+@pytest.mark.parametrize(("overrides", "multiplying"), KINDS.values(), ids=KINDS.keys())
+def test_exactly_the_matrices_that_multiply_have_a_copy(
+    tiny_model: Callable[..., LanguageModel], overrides: dict[str, object], multiplying: set[str], tied: bool
+) -> None:
+    model = tiny_model(tie_embeddings=tied, **overrides)
     model.keep_working_copies(BF16, half_gradients=False)
     kept = {name for name, weight in model.named_parameters() if working_copy_of(weight) is not None}
-    expected = {f"blocks.{layer}.{name}" for layer in range(len(model.blocks)) for name in MULTIPLYING}
+    expected = {f"blocks.{layer}.{name}" for layer in range(len(model.blocks)) for name in multiplying}
     assert kept == expected | {"embedding.weight" if tied else "head.weight"}
 
 
