@@ -90,7 +90,11 @@ def assemble(
 
 
 def kernels_for(config: TrainConfig, hardware: Hardware) -> Kernels:
-    """The fastest kernels for this run's micro-batches, on the machine it runs on."""
+    """Those a resumed run was trained with; else the fastest for its micro-batches on the machine it runs on."""
+    if config.ckpt_path is not None:
+        return Kernels(**read_checkpoint(Path(config.ckpt_path), mmap=True).get("kernels", {}))
+    if not config.trainer.autotune:
+        return Kernels()
     work = Workload(
         batch=micro_batch_tokens(config) // config.data.seq_len,
         length=config.data.seq_len,

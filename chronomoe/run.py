@@ -187,8 +187,7 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     if is_first_process():
         shutil.copytree(corpus.directory / "tokenizer", run_dir / "tokenizer", dirs_exist_ok=True)
     parts = assembly.assemble(config, run_dir, model, corpus, hardware)
-    if config.trainer.autotune:
-        parts.module.use_kernels(assembly.kernels_for(config, hardware))
+    parts.module.use_kernels(assembly.kernels_for(config, hardware))
     say(f"{assembly.set_up(config, hardware)}; {parts.module.kernels}")
     if not gc.isenabled():  # a command switches it off until here, where everything is loaded that stays to the end
         gc.freeze()

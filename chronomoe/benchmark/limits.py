@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.config import TrainConfig
+from chronomoe.model.products import by_onednn
 from chronomoe.model.sizing import size_of
 
 SQUARE = 2048
@@ -86,9 +87,8 @@ def ways(a: Tensor, b: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     laid_out = b.T.contiguous()
     yield "mm", lambda: torch.mm(a, laid_out)
     yield "mm, transposed", lambda: torch.mm(a, b.T)
-    onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if a.device.type == "cpu" else None
-    if onednn is not None:
-        yield "oneDNN", lambda: onednn(a, b, None, "none", [], "")
+    if a.device.type == "cpu" and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        yield "oneDNN", lambda: by_onednn(a, b)
 
 
 def flop_per_token(config: TrainConfig, seq_len: int) -> int:

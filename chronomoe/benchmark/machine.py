@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from chronomoe.training.autotune import processor_name
 
 CPUINFO = Path("/proc/cpuinfo")
 TELLING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16", "asimd", "sve", "bf16")
@@ -27,7 +28,7 @@ def describe(threads: int, device: str) -> dict[str, Any]:
     flags = fields.get("flags", fields.get("Features", "")).split()
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "cores": os.cpu_count(),
         "flags": [flag for flag in TELLING_FLAGS if flag in flags],
         "threads": threads,

@@ -5,11 +5,12 @@ The mark (VmHWM) counts every resident page, imports included, and never falls b
 
 from __future__ import annotations
 
-import ctypes
 from contextlib import suppress
 from pathlib import Path
 
 import torch
+
+from chronomoe.training.allocator import give_back_freed_memory
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -37,8 +38,7 @@ def reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return
-    with suppress(AttributeError, OSError, TypeError):  # no glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed_memory()
     if CLEAR.exists():
         with suppress(OSError):  # where it is forbidden the mark keeps what came before
             CLEAR.write_text("5")

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from chronomoe.model.products import full_precision
 from chronomoe.model.router import count_by_expert
 from chronomoe.model.sensor import UNIT, LayerState, Probe, to_fixed_point
 
@@ -160,7 +161,7 @@ def read_phi(state: LayerState) -> Tensor:
     num_tokens, num_experts = routing.logits_TE.shape
     token_S, real_S = sample_tokens(num_tokens, state.real_T, routing.logits_TE.device)
     ids_N = routing.topk_expert_ids_TK[token_S].flatten()
-    with torch.autocast(ids_N.device.type, enabled=False):
+    with full_precision(ids_N.device.type):
         y_SKD, weights_SK = state.outputs_of(token_S).float(), routing.topk_weights_TK[token_S].float()
         kept_SK = real_S[:, None] & y_SKD.sum(dim=-1).isfinite()
         if routing.kept_TK is not None:

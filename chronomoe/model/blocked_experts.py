@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chronomoe.model.buffers import BUFFERS
 from chronomoe.model.feedforward import Activation
-from chronomoe.model.products import into
+from chronomoe.model.products import full_precision, into
 
 BLOCK_SIZES = [0, *range(16, 128, 16), *(quarter << octave for octave in range(20) for quarter in (128, 160, 192, 224))]
 """Rows a block of the blocked kernel may have: 16 apart (a tile of AMX), from 128 on four an octave. A processor's
@@ -44,7 +44,7 @@ class BlockedExperts(torch.autograd.Function):
         multiply_into = into(library, x_PD)
         gate_up_PF, y_PD = (BUFFERS.lend(x_PD, len(x_PD), width) for width in (gate_up_EFD.shape[1], x_PD.shape[1]))
         hidden_pF = scratch(ctx.sizes, x_PD, down_EDF.shape[2])
-        with torch.autocast(x_PD.device.type, enabled=False):
+        with full_precision(x_PD.device.type):
             for expert, (x_pD, gate_up_pF, y_pD) in enumerate(blocks(ctx.sizes, x_PD, gate_up_PF, y_PD)):
                 if rows := len(x_pD):
                     multiply_into(gate_up_pF, x_pD, gate_up_EFD[expert])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.buffers import BUFFERS
+from chronomoe.model.products import full_precision
 
 QUERY_BLOCK = 128
 LONGEST = 512
@@ -40,7 +41,7 @@ class CausalAttention(torch.autograd.Function):
         """Returns y [B, S, H, A]."""
         (batch, length, heads, width), dtype = qkv_BSNA.shape, qkv_BSNA.dtype
         num_heads = heads - 2 * num_kv_heads
-        with torch.autocast(qkv_BSNA.device.type, enabled=False):
+        with full_precision(qkv_BSNA.device.type):
             turned_BSMA = turn(qkv_BSNA[:, :, : num_heads + num_kv_heads], cos_SA, sin_SA)
             turned_BSMA[:, :, :num_heads] *= width**-0.5
             q_BGRSA = turned_BSMA[:, :, :num_heads].to(dtype).unflatten(2, (num_kv_heads, -1)).permute(0, 2, 3, 1, 4)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.buffers import BUFFERS
-from chronomoe.model.products import by_torch, into, library_for
+from chronomoe.model.products import by_torch, full_precision, into, library_for
 
 CHUNK_LOGITS = 2**21
 """Logits held at once: 8 MiB of fp32, which a processor's cache can hold."""
@@ -33,7 +33,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         d_head_VD = BUFFERS.lend(head_VD, *head_VD.shape, dtype=wide).zero_() if learns else None
         products_CV, terms_CV = (BUFFERS.lend(hidden_TD, chunk, len(head_VD), dtype=d) for d in (hidden_TD.dtype, wide))
         losses = []
-        with torch.autocast(hidden_TD.device.type, enabled=False):
+        with full_precision(hidden_TD.device.type):
             for start in range(0, num_tokens, chunk):
                 hidden_CD, targets_C1 = hidden_TD[start : start + chunk], targets_T[start : start + chunk, None]
                 product_CV, term_CV = products_CV[: len(hidden_CD)], terms_CV[: len(hidden_CD)]

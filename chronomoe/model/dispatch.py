@@ -1,17 +1,19 @@
-"""Carrying tokens to experts and back, three ways; which one is decided by what the router says was kept.
+"""Carrying tokens to experts and back; which way is decided by what the router says was kept, and how many there are.
 
 | routing | way |
 |---|---|
+| few tokens on a processor, no gradient | few: laid out on the host, each chosen expert read once (few_tokens.py) |
 | nothing dropped | grouped: assignments sorted by expert, each expert's tokens one block |
 | a fixed capacity | batched: one tensor [E, C, D] of all slots; sizes are known, so nothing waits for the host |
 | any number kept | sparse: the kept ones sorted by expert; their number is read by the host once per layer |
 A dropped assignment has no row: its output is 0, and the residual stream carries the token on.
 
-Both directions are gathers, in the backward pass too: a token knows its rows and a row its token, so nothing is
-scattered, added in place or summed in an order of chance.
+The grouped way is gathers in both directions, in the backward pass too: a token knows its rows and a row its token, so
+nothing is added in place or summed in an order of chance.
 
 Axes: T tokens, D model dim, K experts per token, N = T*K assignments, E experts, C slots per expert, P rows presented
-to experts (sorted by expert, blocks filled up to whole multiples where the kernel asks for it), S sampled tokens.
+to experts (sorted by expert, blocks filled up to the sizes that the kernel asks for), R kept assignments or slots, S
+sampled tokens.
 """
 
 from __future__ import annotations

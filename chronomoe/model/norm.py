@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from chronomoe.model.products import few, product_dtype
+from chronomoe.model.products import few, full_precision, product_dtype
 
 
 class Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with full_precision(x_TD.device.type):
             norm_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True)
             scale_T1 = norm_T1.square_().div_(x_TD.shape[-1]).add_(eps).rsqrt_()
             ctx.save_for_backward(x_TD, weight_D, scale_T1)

@@ -2,7 +2,7 @@
 
     y = x W^T ;  d_x = d_y W ;  d_W = d_y^T x
 Under autocast products run in its dtype. A weight is then cast once per optimizer step instead of once per use, if
-somebody asked for working copies (`keep_working_copies`): bf16 beside an fp32 master, as in arXiv 1710.03740.
+somebody asked for it (`keep_working_copy`): bf16 beside an fp32 master, as in arXiv 1710.03740.
 
 Axes: M rows, K shared, N outputs.
 """

@@ -8,9 +8,16 @@ the same ones every time.
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
+
+
+def give_back_freed_memory() -> None:
+    """Once, now; nothing where there is no glibc."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_freed_memory() -> bool:
