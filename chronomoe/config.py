@@ -30,6 +30,7 @@ from chronomoe.data.settings import DataSettings
 from chronomoe.model.checks import check_model, check_router
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.settings import InputError, setting
+from chronomoe.sweep.settings import SweepSettings
 from chronomoe.training.settings import LoggerSettings, OptimSettings, TrainerSettings
 
 
@@ -42,6 +43,7 @@ class TrainConfig:
     optim: OptimSettings = MISSING
     trainer: TrainerSettings = MISSING
     logger: LoggerSettings = MISSING
+    sweep: SweepSettings = dataclasses.field(default_factory=SweepSettings)
     seed: int = setting(0, low=0)
     """Of the initial weights and the data order; same seed, same run."""
     ckpt_path: str | None = setting(None)
@@ -58,12 +60,14 @@ SCHEMAS: dict[str, type] = {
     "optim": OptimSettings,
     "trainer": TrainerSettings,
     "logger": LoggerSettings,
+    "sweep": SweepSettings,
 }
 """group -> schema, registered as `base_<group>`; each law registers its own as `chrono/base_<law>`."""
 
 
 WATCHING = (
     "ckpt_path",
+    "sweep.",
     "logger.",
     "data.cache_dir",
     "data.num_workers",

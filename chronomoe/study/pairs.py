@@ -42,6 +42,10 @@ class Effect(NamedTuple):
     ci_high: float
     wins: int
     """Pairs in which the arm does better: higher where `HIGHER_IS_BETTER` says so, else lower."""
+    p: float | None = None
+    """Two-sided, of the exact sign-flip test over the pairs; never below 2 / 2^n."""
+    corrected_p: float | None = None
+    """The same after Holm's correction over all cells of the comparison that have this metric."""
 
 
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
