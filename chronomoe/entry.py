@@ -56,7 +56,8 @@ def explain(error: Exception) -> str:
     """One line for an error of Hydra or OmegaConf: the key, the fault, and the way out."""
     text, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
-        return f"'{error.override}' is no override: {text.splitlines()[-1]}; write key=value"
+        faults = [line for line in text.splitlines() if not line.startswith(("Error parsing", "See "))]
+        return f"'{error.override}' is no override: {faults[0].partition(' expecting')[0]}; write key=value"
     if isinstance(error, MissingConfigException):
         return unknown_option(text)
     unknown = re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)

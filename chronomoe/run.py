@@ -19,9 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from chronomoe.config import TrainConfig, config_hash, load_config
+from chronomoe.config import TrainConfig, config_hash, load_config, write_yaml
 from chronomoe.settings import InputError, RunFailed, Stopped
 from chronomoe.study.run import read_summary
 from chronomoe.training.launch import is_first_process, launched
@@ -140,7 +138,7 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
         config = dataclasses.replace(config, ckpt_path=str(resume.checkpoint))
     if not is_first_process():  # started by torchrun or SLURM beside the one that writes
         return train(config, run_dir, time.perf_counter())
-    (run_dir / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    (run_dir / "config.yaml").write_text(write_yaml(config))
     (run_dir / "summary.json").unlink(missing_ok=True)
     started = time.perf_counter()
     try:

@@ -23,18 +23,19 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from chronomoe.assembly import Parts
 from chronomoe.config import TrainConfig, config_hash
-from chronomoe.data.datamodule import LanguageDataModule
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.data.settings import DataSettings
 from chronomoe.model.sizing import size_of
 from chronomoe.settings import InputError, RunFailed
+
+if TYPE_CHECKING:
+    from chronomoe.assembly import Parts
 
 LATE_STEPS = 50
 MEASURED = (
@@ -120,6 +121,8 @@ def balance_over_time(max_vio_history: torch.Tensor) -> tuple[float | None, floa
 
 def unigram_perplexity(corpus: PackedCorpus, data: DataSettings) -> float:
     """exp of the mean surprise, under the training split's token frequencies, of the very tokens evaluated on."""
+    from chronomoe.data.datamodule import LanguageDataModule  # brings Lightning along
+
     log_probs = corpus.unigram_log_probs()
     batches = LanguageDataModule(data, corpus=corpus, seed=0, max_steps=1).val_dataloader()  # all ranks' share
     targets = np.concatenate([batch["targets"].numpy().ravel() for batch in batches])

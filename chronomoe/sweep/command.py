@@ -1,0 +1,176 @@
+"""`python sweep.py sweep=<name> [key=value …] [launcher=…]`: from the command line to a finished sweep.
+
+What a sweep leaves in `outputs/sweeps/<name>/`: `results.csv`, `runs/<hash of the config>/` (run directories),
+`study.log` (Optuna's journal), `jobs/` (what the processes printed), `locks/`, `sweep.yaml`.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from hydra import compose
+from tqdm import tqdm
+
+from chronomoe.config import TrainConfig, settle
+from chronomoe.run import check_writable, preflight
+from chronomoe.settings import InputError, RunFailed
+from chronomoe.summary import MEASURED
+from chronomoe.sweep.axes import Axis, plain, read_axes
+from chronomoe.sweep.points import Composer, Point, grid_of, varying, without_repeats
+from chronomoe.sweep.record import record_of, write_record
+from chronomoe.sweep.settings import LauncherSettings, SweepSettings
+from chronomoe.sweep.state import FAILED
+
+NEEDED = ("optuna", "submitit", "rich")
+
+
+def main(arguments: Sequence[str]) -> None:
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(f'python sweep.py needs {", ".join(missing)}: install with pip install -e ".[sweep]"')
+    launching = [text for text in arguments if plain(text.partition("=")[0]).partition(".")[0] == "launcher"]
+    overrides = [text for text in arguments if text not in launching]
+    with Composer() as composer:
+        conduct(composer, overrides, compose_launcher(launching))
+
+
+def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: LauncherSettings) -> None:
+    """Raises InputError before anything is written, RunFailed if a point failed."""
+    from chronomoe.sweep.board import Board
+    from chronomoe.sweep.engine import Engine
+    from chronomoe.sweep.launcher import Launcher
+    from chronomoe.sweep.screen import Screen
+    from chronomoe.sweep.source import Grid, Search, Source
+    from chronomoe.sweep.trials import Trials
+
+    _, fixed = read_axes({}, overrides)
+    shared, params = composer.shared(fixed)
+    axes, _ = read_axes(params, overrides)
+    check_sweep(shared, axes)
+    settings, folder = shared.sweep, Path(shared.sweep.dir) / str(shared.sweep.name)
+    check_writable(folder)
+    make_point = partial(composer.point, fixed, folder=folder)
+    points: list[Point] = []
+    if settings.sampler == "grid":
+        points = checked_grid(axes, settings, make_point, folder)
+    else:
+        preflight(shared, folder)
+    launcher = Launcher(launcher_settings, folder / "jobs", shared)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = record_of(shared, axes, varying(points))
+    write_record(folder, record)
+    trials = Trials(settings, folder, axes, record)
+    board = Board(
+        name=str(settings.name),
+        objectives=settings.objectives,
+        axes=[axis.key for axis in axes],
+        jobs=launcher_settings.jobs,
+    )
+    source: Source = Grid(board, points)
+    if settings.sampler != "grid":
+        source = Search(board, trials, partial(drawn_point, make_point, shared, folder))
+    signal.signal(signal.SIGTERM, stop)
+    with Screen(board) as screen:
+        try:
+            Engine(settings, folder, source, trials, launcher, board, screen).run()
+        finally:
+            say_where(folder)
+    if board.count(FAILED):
+        raise RunFailed(
+            f"{board.count(FAILED)} of {board.total} points failed: their errors are in {folder / 'results.csv'}; the "
+            f"same command tries them again"
+        )
+
+
+def compose_launcher(overrides: Sequence[str]) -> LauncherSettings:
+    composed = compose("launch", list(overrides))
+    settings = settle(composed.launcher)
+    assert isinstance(settings, LauncherSettings)
+    return settings
+
+
+def checked_grid(
+    axes: Sequence[Axis], settings: SweepSettings, make_point: partial[Point], folder: Path
+) -> list[Point]:
+    """Every point of the grid, composed and checked; nothing is written but the corpus."""
+    overrides = grid_of(axes, settings.arms)
+    composed = [make_point(each) for each in tqdm(overrides, desc="composing", unit="point", delay=2, leave=False)]
+    points = without_repeats(composed, settings.arms)
+    for number, point in enumerate(tqdm(points, desc="checking", unit="point", delay=2, leave=False)):
+        try:
+            preflight(point.config, folder, quiet=number > 0)
+        except InputError as error:
+            raise InputError(f"{point.name}: {error}") from None
+    return points
+
+
+def drawn_point(make_point: partial[Point], shared: TrainConfig, folder: Path, overrides: list[str]) -> Point:
+    """A point that a search drew. One that contradicts itself is refused alone."""
+    try:
+        point = make_point(overrides)
+        preflight(point.config, folder, quiet=True)
+        return point
+    except InputError as error:
+        refused = folder / "runs" / "refused"
+        return Point(overrides=overrides, config=shared, run_dir=refused, refusal=str(error))
+
+
+def check_sweep(shared: TrainConfig, axes: Sequence[Axis]) -> None:
+    """Settings that contradict each other. Raises InputError, naming the key and the way out."""
+    settings = shared.sweep
+    keys = [axis.key for axis in axes]
+    if not axes:
+        raise InputError(
+            "there is nothing to sweep: name a sweep (sweep=pressure_scale) or an axis (chrono.gamma=0,0.1)"
+        )
+    if settings.name is None:
+        raise InputError("sweep.name must be given for axes of the command line: add sweep.name=…")
+    for key in keys:
+        if plain(key).partition(".")[0] in ("sweep", "hydra", "ckpt_path", "logger"):
+            raise InputError(f"{key} cannot be an axis: it does not shape a run")
+        if plain(key) in ("trainer", "trainer.devices", "trainer.num_nodes", "trainer.accelerator"):
+            raise InputError(f"{key} cannot be an axis: every point gets the same devices; sweep it in separate sweeps")
+    if shared.ckpt_path is not None:
+        raise InputError("ckpt_path has no meaning for a sweep: each point goes on from its own checkpoint by itself")
+    for metric in settings.objectives:
+        if metric not in MEASURED:
+            raise InputError(
+                f"sweep.objectives: {metric} is no number of summary.json: there are {', '.join(MEASURED)}"
+            )
+    is_search = settings.sampler != "grid"
+    if is_search and settings.trials is None:
+        raise InputError(f"sweep.sampler={settings.sampler} draws sweep.trials=… points: say how many")
+    if not is_search and settings.trials is not None:
+        raise InputError(f"sweep.trials={settings.trials} is for a search: add sweep.sampler=tpe (or random)")
+    if is_search and settings.arms:
+        raise InputError("sweep.arms stand beside a grid: run them as a sweep of their own")
+    if is_search and "seed" in keys:
+        raise InputError(
+            "seed is no axis of a search: fix it (seed=1), and cross what the search finds with seeds after"
+        )
+    if settings.pruner != "none" and settings.objectives != ["val_loss"]:
+        raise InputError(
+            f"sweep.pruner={settings.pruner} looks at the validation loss: use sweep.objectives=[val_loss]"
+        )
+
+
+def say_where(folder: Path) -> None:
+    print(
+        f"results  {folder / 'results.csv'}\n"
+        f"compare  python -m chronomoe.compare runs={folder}\n"
+        f"report   python -m chronomoe.report runs={folder}"
+    )
+    sys.stdout.flush()
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
