@@ -25,7 +25,7 @@ from chronomoe.settings import InputError
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
-OPTIONS = [path for path in FILES if len(path.parts) > 1]
+OPTIONS = [path for path in FILES if len(path.parts) > 1 and path.parts[0] != "launcher"]  # which no run has
 MODELS = [path for path in OPTIONS if path.parts[0] == "model"]
 Compose = Callable[..., Any]
 
