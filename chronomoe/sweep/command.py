@@ -22,6 +22,7 @@ from chronomoe.run import check_writable, preflight
 from chronomoe.settings import InputError, RunFailed
 from chronomoe.summary import MEASURED
 from chronomoe.sweep.axes import Axis, plain, read_axes
+from chronomoe.sweep.help import help_text
 from chronomoe.sweep.points import Composer, Point, grid_of, varying, without_repeats
 from chronomoe.sweep.record import record_of, write_record
 from chronomoe.sweep.settings import LauncherSettings, SweepSettings
@@ -32,7 +33,7 @@ NEEDED = ("optuna", "submitit", "rich")
 
 def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
+        print(help_text())
         return
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
