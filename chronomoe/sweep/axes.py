@@ -41,8 +41,8 @@ def read_axes(params: Mapping[str, Any], command_line: Sequence[str]) -> tuple[l
     file_axes = read_params(params)
     typed = read_overrides(command_line)
     typed_axes = [axis_of(override) for override in typed if is_axis(override)]
-    for axes in (file_axes, typed_axes):
-        refuse_twice(axes)
+    refuse_twice(file_axes)
+    refuse_twice(typed_axes)
     axes = {plain(axis.key): axis for axis in file_axes}
     fixed = [override for override in typed if not is_axis(override)]
     for override in fixed:
