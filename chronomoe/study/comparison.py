@@ -1,8 +1,8 @@
 """Runs compared: which arm each belongs to, what pairs it with the baseline, and what the pairs say.
 
-An *arm* is a set of runs that differ in nothing but the seed. Arms are compared with the baseline of their *stratum*: the
-runs that agree in every setting that `within` names. Within a stratum, arms may differ in the settings that `axis` names
-and in no other.
+An *arm* is a set of runs that differ in nothing but the seed. Arms are compared with the baseline of their *stratum*:
+the runs that agree in every setting that `within` names. Within a stratum, arms may differ in the settings that `axis`
+names and in no other.
 """
 
 from __future__ import annotations
