@@ -1,63 +1,157 @@
-"""`python -m chronomoe.compare runs=<folder> baseline=off`: paired differences between the arms of a multirun.
+"""`python -m chronomoe.compare runs=<folder>`: what the arms of a sweep or a multirun differ in, with intervals.
 
-Reads every finished run below the folder, pairs them by seed, prints one table and writes `compare.json` and
-`compare.png` (loss against balance) into it.
+Reads every finished run below the folders, pairs them by seed, prints a table a metric and writes into the first folder
+
+| file | what |
+|---|---|
+| `compare.json` | metric -> arm -> n, mean, mean_difference, ci_low, ci_high, wins, p, corrected_p; and keys below |
+| `compare.png` | loss against balance, one mark an arm |
+
+| key of `compare.json` | what |
+|---|---|
+| axis, within, baseline, left_out, notes | what was compared, unfinished runs, what to know besides |
+| verdicts | arm -> what its interval and the documented rule say of its loss: `chronomoe/study/verdicts.py` |
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.settings import InputError, setting
+from chronomoe.study.comparison import Comparison, compare_runs, is_finished
+from chronomoe.study.comparison_table import label, tables
 from chronomoe.study.front_figure import write_front
-from chronomoe.study.pairs import ENOUGH_PAIRS, METRICS, Effect, effect, name_arms
+from chronomoe.study.pairs import ENOUGH_PAIRS
 from chronomoe.study.run import Run
+from chronomoe.study.significance import least_p
+from chronomoe.study.sweep_folder import find_runs, read_sweeps
+from chronomoe.study.verdicts import Verdict, verdict
 
 
 @dataclass(kw_only=True)
 class CompareSettings:
     runs: str = setting()
-    """A folder of runs, such as a multirun's."""
-    baseline: str = setting("off")
-    """The arm the others are compared with."""
+    """A folder of runs, such as a sweep's or a multirun's; or several, separated by commas."""
+    axis: list[str] = setting([])
+    """Settings in which arms may differ, keys or groups; empty: those of the sweep, without one `chrono`."""
+    within: list[str] = setting([])
+    """Settings inside whose values arms are compared, never across; empty: those of the sweep."""
+    baseline: str | None = setting(None)
+    """The arm the others are compared with; null: the sweep's, without one the arm without control."""
 
 
 def main() -> None:
     settings = read_arguments(CompareSettings, sys.argv[1:])
-    folder = Path(settings.runs)
-    found = [Run.load(path.parent) for path in sorted(folder.rglob("config.yaml")) if path.parent.name != ".hydra"]
-    arms = name_arms([run for run in found if run.summary.get("status") == "done"])
-    if settings.baseline not in arms:
-        raise InputError(f"baseline={settings.baseline} is no arm of {folder}: there are {', '.join(arms) or 'none'}")
-    table = {
-        metric: {name: effect(arm, arms[settings.baseline], metric) for name, arm in arms.items()} for metric in METRICS
+    folders = [Path(folder.strip()) for folder in settings.runs.split(",")]
+    comparison = compare_folders(folders, settings)
+    verdicts = all_verdicts(comparison)
+    print(tables(comparison))
+    print("\n" + "\n".join(map(say_verdict, verdicts, verdicts.values())))
+    print("\n".join(["", *remarks(comparison)]))
+    write_json(folders[0] / "compare.json", as_json(comparison) | {"verdicts": fields_of(verdicts)})
+    for path in (folders[0] / "compare.json", draw_front(comparison, folders[0] / "compare.png")):
+        if path is not None:
+            print(path)
+
+
+def compare_folders(folders: Sequence[Path], settings: CompareSettings) -> Comparison:
+    """The runs below the folders, compared as the settings say or else as the sweep recorded."""
+    from tqdm import tqdm
+
+    directories = [directory for folder in folders for directory in find_runs(folder)]
+    recorded = read_sweeps(folders)
+    runs = [
+        open_run(directory)
+        for directory in tqdm(directories, desc="read", unit="run", delay=2, disable=None, leave=False)
+    ]
+    comparison = compare_runs(
+        runs,
+        axis=settings.axis or (["chrono"] if recorded is None else recorded.axis),
+        within=settings.within or ([] if recorded is None else recorded.within),
+        baseline=settings.baseline or (None if recorded is None else recorded.baseline),
+    )
+    if all(arm.is_baseline for arm in comparison.arms):
+        raise InputError(
+            f"all finished runs are of one arm, {comparison.baseline}: there is nothing to compare it with"
+        )
+    return comparison
+
+
+def open_run(directory: Path) -> Run:
+    """A run with its curves read, if it is finished: only then are they asked for."""
+    run = Run.load(directory)
+    if is_finished(run):
+        _ = run.metrics
+    return run
+
+
+def all_verdicts(comparison: Comparison) -> dict[str, Verdict]:
+    found = {
+        label(arm): verdict(arm, comparison.baseline_of(arm.stratum)) for arm in comparison.arms if not arm.is_baseline
     }
-    saved = {m: {name: e._asdict() for name, e in effects.items() if e} for m, effects in table.items()}
-    (folder / "compare.json").write_text(json.dumps(saved, indent=2) + "\n")
-    print(f"| arm (n pairs) | {' | '.join(METRICS)} |")
-    print("|---" * (len(METRICS) + 1) + "|")
-    for name, arm in arms.items():
-        cells = " | ".join(show(table[metric][name], name == settings.baseline) for metric in METRICS)
-        print(f"| {name} ({len(arm.keys() & arms[settings.baseline].keys())}) | {cells} |")
-    loss, balance = ({n: found for n, found in table[m].items() if found} for m in ("val_loss", "max_vio_late"))
-    if len(loss.keys() & balance.keys()) > 1:
-        print(f"\n{write_front(loss, balance, settings.baseline, folder / 'compare.png')}")
-    if any(len(arm) < ENOUGH_PAIRS for arm in arms.values()):
-        print(f"\nFewer than {ENOUGH_PAIRS} pairs: an interval from so few says little.")
+    return {name: said for name, said in found.items() if said is not None}
 
 
-def show(found: Effect | None, is_baseline: bool) -> str:
-    """Mean, and the paired difference with its interval for every arm but the baseline."""
-    if found is None:
-        return "-"
-    mean = f"{found.mean:.4g}"
-    if is_baseline:
-        return mean
-    return f"{mean} ({found.mean_difference:+.3g}: {found.ci_low:+.3g} to {found.ci_high:+.3g})"
+def say_verdict(name: str, said: Verdict) -> str:
+    better = "loss lower, specialisation higher" if said.pareto else "loss lower"
+    return (
+        f"{name}: {said.interval} by its interval; documented rule: {said.documented} "
+        f"({better} in {said.better} of {said.n} seeds; an arm that does nothing is robust in {said.chance:.0%})"
+    )
+
+
+def remarks(comparison: Comparison) -> list[str]:
+    """Warnings and notes, a line each."""
+    lines = [*comparison.notes]
+    if comparison.left_out:
+        lines.append(f"{len(comparison.left_out)} unfinished or failed run(s) left out")
+    losses = [arm.effects["val_loss"].n for arm in comparison.arms if "val_loss" in arm.effects]
+    if losses and min(losses) < ENOUGH_PAIRS:
+        lines.append(f"Fewer than {ENOUGH_PAIRS} pairs: an interval from so few says little.")
+    if losses:
+        lines.append(f"Least p that {min(losses)} pairs can reach: {least_p(min(losses)):.2g}.")
+    return lines
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    metrics = dict.fromkeys(key for arm in comparison.arms for key in arm.effects)
+    effects: dict[str, Any] = {
+        key: {label(arm): arm.effects[key]._asdict() for arm in comparison.arms if key in arm.effects}
+        for key in metrics
+    }
+    return effects | {
+        "axis": list(comparison.axis),
+        "within": list(comparison.within),
+        "baseline": comparison.baseline,
+        "left_out": [str(run.directory) for run in comparison.left_out],
+        "notes": list(comparison.notes),
+    }
+
+
+def fields_of(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: value._asdict() for name, value in found.items()}
+
+
+def draw_front(comparison: Comparison, path: Path) -> Path | None:
+    """Loss against balance of all arms that have both; None with fewer than two."""
+    loss, balance = (
+        {label(arm): arm.effects[key] for arm in comparison.arms if key in arm.effects}
+        for key in ("val_loss", "max_vio_late")
+    )
+    return write_front(loss, balance, comparison.baseline, path) if len(loss.keys() & balance.keys()) > 1 else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    unfinished = path.with_name(f"{path.name}.tmp")
+    unfinished.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(unfinished, path)
 
 
 if __name__ == "__main__":

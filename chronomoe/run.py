@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from chronomoe.config import TrainConfig, config_hash, load_config, write_yaml
 from chronomoe.settings import InputError, RunFailed, Stopped
-from chronomoe.study.run import read_summary
+from chronomoe.study.run import read_json
 from chronomoe.training.launch import is_first_process, launched
 from chronomoe.training.lightning_alone import import_lightning
 from chronomoe.training.settings import LoggerSettings
@@ -64,7 +64,7 @@ def saved_hash(config_yaml: Path) -> str | None:
 
 
 def is_done(run_dir: Path) -> bool:
-    return read_summary(run_dir / "summary.json").get("status") == "done"
+    return read_json(run_dir / "summary.json").get("status") == "done"
 
 
 def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> None:

@@ -22,4 +22,4 @@ for i in "${!each[@]}"; do
     python train.py seed="$seed" chrono=replay chrono.trace="$folder/laws/chronovisor_$next" "${common[@]}" \
         hydra.run.dir="$folder/replay/$seed"
 done
-python -m chronomoe.compare runs="$folder" baseline=off
+python -m chronomoe.compare runs="$folder" baseline=off axis=chrono,router.load_balancing_weight

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from chronomoe import compare
 from chronomoe.settings import InputError
@@ -14,38 +16,132 @@ from chronomoe.settings import InputError
 LOSSES = {("off", 1): 4.0, ("off", 2): 5.0, ("chronovisor", 1): 3.9, ("chronovisor", 2): 5.1}
 
 
+def write_run(run_dir: Path, law: str, seed: int, loss: float, **config: object) -> None:
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({"chrono": {"law": law}, "seed": seed, **config}))
+    (run_dir / "summary.json").write_text(json.dumps({"status": "done", "val_loss": loss, "max_vio_late": loss}))
+
+
 @pytest.fixture
 def multirun(tmp_path: Path) -> Path:
     for number, ((law, seed), loss) in enumerate(LOSSES.items()):
-        run_dir = tmp_path / str(number)
-        run_dir.mkdir()
-        (run_dir / "config.yaml").write_text(f"chrono: {{law: '{law}'}}\nseed: {seed}\n")
-        (run_dir / "summary.json").write_text(json.dumps({"status": "done", "val_loss": loss}))
+        write_run(tmp_path / str(number), law, seed, loss)
     return tmp_path
 
 
-def test_arms_are_compared_within_seeds(
-    multirun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare", f"runs={multirun}"])
-    compare.main()
-    saved = json.loads((multirun / "compare.json").read_text())["val_loss"]["chronovisor"]
-    assert saved["n"] == 2
-    assert saved["mean_difference"] == pytest.approx(0.0)
-    assert saved["wins"] == 1
-    printed = capsys.readouterr().out
-    assert "| chronovisor (2) | 4.5 (" in printed
-    assert "Fewer than 5 pairs" in printed
-
-
-def test_an_unfinished_run_is_left_out(multirun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (multirun / "3" / "summary.json").write_text(json.dumps({"status": "failed", "val_loss": None}))
-    monkeypatch.setattr(sys, "argv", ["compare", f"runs={multirun}"])
-    compare.main()
-    assert json.loads((multirun / "compare.json").read_text())["val_loss"]["chronovisor"]["n"] == 1
-
-
-def test_an_unknown_baseline_lists_the_arms(multirun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare", f"runs={multirun}", "baseline=sign"])
-    with pytest.raises(InputError, match=r"baseline=sign is no arm .*: there are off, chronovisor"):
+@pytest.fixture
+def run_compare(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def run(*arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["compare", *arguments])
         compare.main()
+
+    return run
+
+
+Compare = Callable[..., None]
+
+
+def saved(folder: Path) -> dict:
+    return json.loads((folder / "compare.json").read_text())
+
+
+def test_arms_are_compared_within_seeds(
+    multirun: Path, run_compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_compare(f"runs={multirun}")
+    found = saved(multirun)["val_loss"]["chronovisor"]
+    assert found["n"] == 2
+    assert found["mean_difference"] == pytest.approx(0.0)
+    assert found["wins"] == 1
+    assert found["corrected_p"] == found["p"] == 1.0
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith("| chronovisor"))
+    assert "| 2 | 4.5 (" in " ".join(line.split())
+    assert "chronovisor: not told apart by its interval; documented rule: partial" in printed
+    assert "Fewer than 5 pairs" in printed
+    assert "Least p that 2 pairs can reach: 0.5" in printed
+    assert (multirun / "compare.png").is_file()
+
+
+def test_what_was_compared_is_saved(multirun: Path, run_compare: Compare) -> None:
+    (multirun / "3" / "summary.json").write_text(json.dumps({"status": "failed", "val_loss": None}))
+    run_compare(f"runs={multirun}", "axis=chrono,data", "baseline=off")
+    found = saved(multirun)
+    assert found["val_loss"]["chronovisor"]["n"] == 1
+    assert (found["axis"], found["within"], found["baseline"]) == (["chrono", "data"], [], "off")
+    assert found["left_out"] == [str(multirun / "3")]
+    assert found["verdicts"]["chronovisor"]["documented"] == "robust"
+    assert not list(multirun.glob("*.tmp"))
+
+
+def test_a_sweep_says_how_it_is_to_be_compared(tmp_path: Path, run_compare: Compare) -> None:
+    for model in ("a", "b"):
+        for law in ("off", "chronovisor"):
+            for seed in (1, 2):
+                point = f"model={model} chrono={law} seed={seed}"
+                plant = {"sweep": {"point": point}, "model": {"dim": len(model)}, "optim": {"lr": ord(model)}}
+                write_run(tmp_path / "points" / point.replace(" ", ","), law, seed, 4.0 + seed, **plant)
+    sweep = {"within": ["model"], "varies": ["model.dim", "chrono.law", "seed"], "baseline": "chrono=off"}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
+    run_compare(f"runs={tmp_path}")
+    found = saved(tmp_path)
+    assert (found["axis"], found["within"], found["baseline"]) == (["chrono.law"], ["model"], "chrono=off")
+    assert {f"model={model}: chrono={law}" for model in "ab" for law in ("off", "chronovisor")} == set(
+        found["val_loss"]
+    )
+    with pytest.raises(InputError, match=r"optim\.lr"):
+        run_compare(f"runs={tmp_path}", "within=model.dim", "axis=chrono")
+
+
+def test_several_folders_are_one_comparison_written_into_the_first(multirun: Path, run_compare: Compare) -> None:
+    other = multirun.parent / "more runs"
+    write_run(other / "0", "off", 3, 4.4)
+    write_run(other / "1", "chronovisor", 3, 4.0)
+    run_compare(f"runs={multirun}, {other}")
+    assert saved(multirun)["val_loss"]["chronovisor"]["n"] == 3
+    assert not (other / "compare.json").exists()
+
+
+def test_a_run_inside_a_run_is_none(multirun: Path, run_compare: Compare) -> None:
+    for inner in (".hydra", "wandb/run-1/files"):
+        write_run(multirun / "0" / inner, "chronovisor", 9, 1.0)
+    run_compare(f"runs={multirun}")
+    assert saved(multirun)["val_loss"]["off"]["n"] == 2
+
+
+def test_an_unknown_baseline_lists_the_arms(multirun: Path, run_compare: Compare) -> None:
+    with pytest.raises(InputError, match=r"baseline=sign is no arm: there are off, chronovisor"):
+        run_compare(f"runs={multirun}", "baseline=sign")
+
+
+def test_one_arm_is_not_compared(multirun: Path, run_compare: Compare) -> None:
+    for number in ("2", "3"):
+        (multirun / number / "summary.json").unlink()
+    with pytest.raises(InputError, match="all finished runs are of one arm, off"):
+        run_compare(f"runs={multirun}")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, r"no run in it \(no config\.yaml\)"),
+        ({"0/config.yaml": "["}, r"0/config\.yaml: cannot be read"),
+        ({"0/config.yaml": "{seed: 1}"}, "none of the 1 runs is finished"),
+        ({"0/config.yaml": "{seed: 1}", "sweep.yaml": "- no"}, r"sweep\.yaml: not a mapping"),
+    ],
+    ids=["empty", "broken", "unfinished", "broken sweep"],
+)
+def test_a_folder_without_runs_gets_one_line(
+    tmp_path: Path, run_compare: Compare, files: dict[str, str], message: str
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message) as raised:
+        run_compare(f"runs={tmp_path}")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_is_not_there_is_named(run_compare: Compare) -> None:
+    with pytest.raises(InputError, match="runs=no/where: there is no such folder"):
+        run_compare("runs=no/where")

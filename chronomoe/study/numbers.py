@@ -22,8 +22,13 @@ NUMBERS = (
         "max_vio_early", "MaxVio, first third", "excess", ".3f", "Busiest expert's load over its fair share, minus 1."
     ),
     Number("max_vio_late", "MaxVio, last 50 steps", "excess", ".3f", "The same at the end; 0 is an even load."),
+    Number("val_max_vio", "MaxVio, held out", "excess", ".3f", "The same over all tokens of the last evaluation."),
     Number("load_entropy", "Load entropy", "of 1", ".4f", "Entropy of the experts' shares over ln E; 1 is even."),
     Number("dead_expert_frac", "Dead experts", "of all", ".1%", "Experts without a token for dead_after_steps steps."),
+    Number(
+        "expert_information", "Expert information", "nats", ".4f", "Mutual information of token and expert, held out."
+    ),
+    Number("val_token_entropy", "Token entropy", "nats", ".4f", "Of one token's gate, held out; low is decided."),
     Number("tokens_per_sec", "Throughput", "tokens/s", ",.0f", "Training alone, over all devices."),
     Number("wall_seconds", "Wall time", "s", ",.1f", "From the start of the run to its last evaluation."),
     Number("steps", "Steps", "steps", ",", "Optimizer steps done."),

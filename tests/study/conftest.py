@@ -90,7 +90,10 @@ def write_summary(directory: Path, steps: int, error: str | None) -> None:
             "unigram_perplexity": 731.2,
             "max_vio_early": 1.204,
             "max_vio_late": 0.212,
+            "val_max_vio": 0.198,
             "load_entropy": 0.994,
+            "val_token_entropy": 0.661,
+            "expert_information": 0.655,
             "dead_expert_frac": 0.0,
             "tokens_per_sec": 5321.4,
         }

@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from chronomoe.settings import InputError
-from chronomoe.study.pairs import bootstrap_interval, effect, name_arms
-from chronomoe.study.run import Run
-
-
-def run(law: str, seed: int, summary: dict[str, Any], **chrono: Any) -> Run:
-    config = {"chrono": {"law": law, **chrono}, "seed": seed, "ckpt_path": None}
-    return Run(directory=Path(f"{law}-{seed}"), config=config, summary=summary, metrics={}, routing=None)
-
-
-def test_arms_are_named_by_what_sets_them_apart() -> None:
-    runs = [run("off", 1, {}), run("pi", 1, {}, gain=0.1), run("pi", 1, {}, gain=0.2), run("pi", 2, {}, gain=0.1)]
-    arms = name_arms(runs)
-    assert set(arms) == {"off", "pi chrono.gain=0.1", "pi chrono.gain=0.2"}
-    assert set(arms["pi chrono.gain=0.1"]) == {1, 2}
-
-
-def test_a_plant_as_it_is_under_every_other_law_needs_no_name() -> None:
-    runs = [run(law, seed, {}) for law in ("off", "off", "pi") for seed in (1,)]
-    for number, weight in enumerate((0.0, 0.01, 0.0)):
-        runs[number].config["router"] = {"load_balancing_weight": weight}
-    assert set(name_arms(runs)) == {"off", "off router.load_balancing_weight=0.01", "pi"}
-
-
-def test_the_record_a_control_plays_is_no_part_of_its_name() -> None:
-    assert set(name_arms([run("sham", seed, {}, trace=f"runs/{seed}") for seed in (1, 2)])) == {"sham"}
-
-
-def test_the_same_run_twice_is_refused() -> None:
-    with pytest.raises(InputError, match="same run twice"):
-        name_arms([run("off", 1, {}), run("off", 1, {})])
+from chronomoe.study.pairs import RESAMPLES, bootstrap_interval, effect
 
 
 def test_effect_is_the_mean_of_differences_within_seeds() -> None:
-    values = {1: (3.0, 2.0), 2: (5.0, 5.5), 3: (9.0, 8.0)}
-    arm = {seed: run("pi", seed, {"val_loss": mine}) for seed, (mine, _) in values.items()}
-    baseline = {seed: run("off", seed, {"val_loss": theirs}) for seed, (_, theirs) in values.items()}
-    baseline[4] = run("off", 4, {"val_loss": 1e9})  # a seed without a partner counts for nothing
-    found = effect(arm, baseline, "val_loss")
+    mine = {1: 3.0, 2: 5.0, 3: 9.0}
+    theirs = {3: 8.0, 2: 5.5, 1: 2.0, 4: 1e9}  # a seed without a partner counts for nothing
+    found = effect(mine, theirs, higher_is_better=False)
     assert found is not None
     assert (found.n, found.wins) == (3, 1)
+    assert found.mean == pytest.approx(17 / 3)
     assert found.mean_difference == pytest.approx((1.0 - 0.5 + 1.0) / 3)
     assert found.ci_low == pytest.approx(-0.5)
     assert found.ci_high == pytest.approx(1.0)
+    assert found.p == pytest.approx(4 / 8)  # of the sums of 1, 0.5 and 1 with any signs, +-2.5 and +-1.5 are as far
+    assert found.corrected_p is None
 
 
-def test_a_missing_metric_is_no_number() -> None:
-    arm = {1: run("pi", 1, {"val_loss": None})}
-    assert effect(arm, arm, "val_loss") is None
+def test_wins_are_on_the_better_side() -> None:
+    mine, theirs = {1: 3.0, 2: 5.0, 3: 4.0}, {1: 2.0, 2: 5.5, 3: 4.0}
+    assert [effect(mine, theirs, higher_is_better=better).wins for better in (False, True)] == [
+        1,
+        1,
+    ]  # a tie is neither
+
+
+def test_without_a_pair_there_is_no_effect() -> None:
+    assert effect({1: 2.0}, {2: 2.0}, higher_is_better=False) is None
+    assert effect({}, {}, higher_is_better=False) is None
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=12), st.floats(-10, 10))
+def test_interval_holds_the_mean_and_moves_with_it(values: list[float], shift: float) -> None:
+    low, high = bootstrap_interval(np.array(values))
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert bootstrap_interval(np.array(values) + shift) == pytest.approx((low + shift, high + shift), abs=1e-9)
+
+
+def test_interval_is_that_of_resampled_means() -> None:
+    values = np.random.default_rng(0).normal(size=7)
+    draws = np.random.default_rng(0).integers(7, size=(RESAMPLES, 7))
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(values[draws].mean(axis=1), [0.025, 0.975]))
 
 
 def test_bootstrap_interval_covers_the_mean_about_as_often_as_it_says() -> None:

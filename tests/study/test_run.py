@@ -5,11 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from chronomoe.config import compose_config
 from chronomoe.settings import InputError
-from chronomoe.study.run import Run
+from chronomoe.study.run import Run, read_config
 
 MakeRun = Callable[..., Path]
+
+
+def read_all(directory: Path) -> tuple[object, ...]:
+    """Open a run and ask for each of its files."""
+    run = Run.load(directory)
+    return run.metrics, run.routing, run.evaluation
 
 
 def test_a_run_is_read_as_it_was_written(finished_run: Path):
@@ -75,6 +85,64 @@ def test_a_folder_without_a_config_is_no_run(tmp_path: Path):
         Run.load(tmp_path)
 
 
+def test_large_files_are_read_when_they_are_asked_for(make_run: MakeRun):
+    directory = make_run()
+    for name in ("metrics.csv", "routing.npz", "evaluation.json"):
+        (directory / name).write_bytes(b"broken\n")
+    run = Run.load(directory)
+    assert run.setting("seed") == 7
+    with pytest.raises(InputError, match=r"metrics\.csv"):
+        run.curve("train/loss")
+
+
+def test_what_is_given_is_not_read(finished_run: Path):
+    run = Run(directory=finished_run, config={}, summary={}, metrics={"step": np.arange(3.0)})
+    assert run.last_step == 2
+    assert run.routing is not None
+
+
+def test_an_evaluation_that_was_not_made_is_empty(finished_run: Path):
+    assert Run.load(finished_run).evaluation == {}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in Path("configs/chrono").glob("*.yaml")))
+def test_a_config_reads_as_omegaconf_reads_it(name: str, tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    overrides = ["trainer.max_steps=1000"] + ([f"chrono.trace={tmp_path}"] if name in ("sham", "replay") else [])
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(compose_config([f"chrono={name}", *overrides]))))
+    assert read_config(path) == OmegaConf.to_container(OmegaConf.load(path))
+
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.sampled_from(["1e-5", "1e5", "1_0e3", "2026-01-02", "off", "1:30", "0x1f", "1.e3", ".5", "-.inf", "+1e-7", ""]),
+    st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=8).filter(
+        lambda text: "$" not in text
+    ),
+)
+
+
+@given(written=st.dictionaries(st.sampled_from("abcdef"), SCALARS, min_size=1))
+def test_every_scalar_survives_being_written_and_read(tmp_path_factory: pytest.TempPathFactory, written: dict):
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(written)))
+    assert read_config(path) == OmegaConf.to_container(OmegaConf.load(path)) == written
+
+
+@pytest.mark.parametrize(
+    "text", ["1e-05", "1.0e-05", "1e5", "-3E+2", "+1e-7", "2026-01-02", "1.5", "1_000", "1e", "e5"]
+)
+def test_a_bare_scalar_reads_as_omegaconf_reads_it(text: str, tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"value: {text}\n")
+    mine, theirs = read_config(path)["value"], OmegaConf.load(path).value
+    assert mine == theirs
+    assert type(mine) is type(theirs)
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -83,6 +151,8 @@ def test_a_folder_without_a_config_is_no_run(tmp_path: Path):
         ("summary.json", b'{"status": "do'),
         ("summary.json", b"[]"),
         ("summary.json", b"\xff\xfe"),
+        ("config.yaml", b"\xff\xfe\xff"),
+        ("evaluation.json", b"{"),
         ("metrics.csv", b"loss,lr\n1,2\n"),
         ("metrics.csv", b"step,train/loss\n1,five\n"),
         ("metrics.csv", b"step,train/loss\n1,5,7\n"),
@@ -96,7 +166,7 @@ def test_a_corrupt_file_is_named_in_one_line(make_run: MakeRun, name: str, conte
     directory = make_run()
     (directory / name).write_bytes(content)
     with pytest.raises(InputError) as raised:
-        Run.load(directory)
+        read_all(directory)
     assert str(directory / name) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -107,7 +177,7 @@ def test_a_damaged_archive_member_is_named(make_run: MakeRun):
     content[len(content) // 3 : len(content) // 3 + 200] = bytes(200)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"routing\.npz"):
-        Run.load(path.parent)
+        read_all(path.parent)
 
 
 @pytest.mark.parametrize(
@@ -124,4 +194,4 @@ def test_arrays_that_do_not_fit_together_are_refused(make_run: MakeRun, arrays: 
     directory = make_run(steps=0)
     np.savez(directory / "routing.npz", **arrays)
     with pytest.raises(InputError, match=r"routing\.npz"):
-        Run.load(directory)
+        read_all(directory)
