@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chronomoe.study.pairs import HIGHER_IS_BETTER
+from chronomoe.study.measurements import METRICS
 from chronomoe.sweep.launcher import Job
 from chronomoe.sweep.points import Point
 from chronomoe.sweep.state import DONE, FAILED, PRUNED, RUNNING, WAITING
@@ -66,7 +66,7 @@ class Board:
         """The finished point with the best first objective."""
         metric = self.objectives[0]
         known = [entry for entry in self.with_status(DONE) if entry.summary.get(metric) is not None]
-        sign = -1 if metric in HIGHER_IS_BETTER else 1
+        sign = -1 if METRICS[metric].higher_is_better else 1
         return min(known, key=lambda entry: sign * entry.summary[metric], default=None)
 
     def seconds_left(self) -> float | None:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from chronomoe.config import TrainConfig, settle
 from chronomoe.run import check_writable, preflight
 from chronomoe.settings import InputError, RunFailed
-from chronomoe.summary import MEASURED
+from chronomoe.study.measurements import METRICS
 from chronomoe.sweep.axes import Axis, plain, read_axes
 from chronomoe.sweep.help import help_text
 from chronomoe.sweep.points import Composer, Point, grid_of, varying, without_repeats
@@ -29,6 +29,8 @@ from chronomoe.sweep.settings import LauncherSettings, SweepSettings
 from chronomoe.sweep.state import FAILED
 
 NEEDED = ("optuna", "submitit", "rich")
+OBJECTIVES = [key for key, metric in METRICS.items() if metric.group not in ("specialisation", "stability")]
+"""What is compared and stands in the summary, where a search can read it as soon as a point ends."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -143,10 +145,8 @@ def check_sweep(shared: TrainConfig, axes: Sequence[Axis]) -> None:
     if shared.ckpt_path is not None:
         raise InputError("ckpt_path has no meaning for a sweep: each point goes on from its own checkpoint by itself")
     for metric in settings.objectives:
-        if metric not in MEASURED:
-            raise InputError(
-                f"sweep.objectives: {metric} is no number of summary.json: there are {', '.join(MEASURED)}"
-            )
+        if metric not in OBJECTIVES:
+            raise InputError(f"sweep.objectives: {metric} is none: there are {', '.join(OBJECTIVES)}")
     is_search = settings.sampler != "grid"
     if is_search and settings.trials is None:
         raise InputError(f"sweep.sampler={settings.sampler} draws sweep.trials=… points: say how many")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from chronomoe.settings import InputError
-from chronomoe.study.run import read_summary
+from chronomoe.study.run import read_json
 
 WAITING, RUNNING, DONE, FAILED, STOPPED, PRUNED = "waiting", "running", "done", "failed", "stopped", "pruned"
 
@@ -49,7 +49,7 @@ def read_state(run_dir: Path) -> State:
     if is_locked(run_dir):
         return State(RUNNING, {})
     try:
-        summary = read_summary(run_dir / "summary.json")
+        summary = read_json(run_dir / "summary.json")
     except InputError:
         summary = {}  # unreadable: as if it had not been written
     if summary.get("status") in (DONE, FAILED, STOPPED):

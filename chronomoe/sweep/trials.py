@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from chronomoe.settings import InputError
-from chronomoe.study.pairs import HIGHER_IS_BETTER
+from chronomoe.study.measurements import METRICS
 from chronomoe.sweep.axes import Axis, choices_of, distribution
 from chronomoe.sweep.points import Point
 from chronomoe.sweep.record import check_same
@@ -171,7 +171,7 @@ def open_storage(place: str) -> BaseStorage:
 def direction(metric: str) -> StudyDirection:
     from optuna.study import StudyDirection
 
-    return StudyDirection.MAXIMIZE if metric in HIGHER_IS_BETTER else StudyDirection.MINIMIZE
+    return StudyDirection.MAXIMIZE if METRICS[metric].higher_is_better else StudyDirection.MINIMIZE
 
 
 def build_sampler(kind: str, seed: int) -> BaseSampler:
