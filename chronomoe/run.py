@@ -67,8 +67,9 @@ def is_done(run_dir: Path) -> bool:
     return read_json(run_dir / "summary.json").get("status") == "done"
 
 
-def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) -> None:
-    """Everything that can be refused before a run directory exists. Raises InputError; says sizes unless quiet."""
+def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False, here: bool = True) -> None:
+    """Everything that can be refused before a run directory exists. Raises InputError; says sizes unless quiet. A run
+    that is not for `here`, but for a cluster's machines, needs none of their devices on this one."""
     import torch
 
     from chronomoe.chrono.controller import Chronovisor
@@ -81,11 +82,11 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False) 
     check_writable(Path(run_dir))
     check_unused(config, Path(run_dir))
     check_installed(config.logger)
-    hardware = choose_hardware(config.trainer)
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router)
     size = measure(model, config.router.experts_per_token)
-    check_memory(size, config.trainer, hardware)
+    if here:
+        check_memory(size, config.trainer, choose_hardware(config.trainer))
     controller = None
     if not config.model.dense:  # also reads what the law starts from, such as another run's record
         controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)

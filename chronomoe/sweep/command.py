@@ -64,9 +64,9 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
     make_point = partial(composer.point, fixed, folder=folder)
     points: list[Point] = []
     if settings.sampler == "grid":
-        points = checked_grid(axes, settings, make_point, folder)
-    else:
-        preflight(shared, folder)
+        points = grid_points(axes, settings, make_point)
+    here = launcher_settings.kind != "slurm"
+    check_points(points or [Point(overrides=[], config=shared, run_dir=folder)], folder, here)
     launcher = Launcher(launcher_settings, folder / "jobs", shared)
     folder.mkdir(parents=True, exist_ok=True)
     record = record_of(shared, axes, varying(points))
@@ -80,7 +80,7 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
     )
     source: Source = Grid(board, points)
     if settings.sampler != "grid":
-        source = Search(board, trials, partial(drawn_point, make_point, shared, folder))
+        source = Search(board, trials, partial(drawn_point, make_point, shared, folder, here))
     signal.signal(signal.SIGTERM, stop)
     with Screen(board) as screen:
         try:
@@ -101,26 +101,28 @@ def compose_launcher(overrides: Sequence[str]) -> LauncherSettings:
     return settings
 
 
-def checked_grid(
-    axes: Sequence[Axis], settings: SweepSettings, make_point: partial[Point], folder: Path
-) -> list[Point]:
-    """Every point of the grid, composed and checked; nothing is written but the corpus."""
+def grid_points(axes: Sequence[Axis], settings: SweepSettings, make_point: partial[Point]) -> list[Point]:
     overrides = grid_of(axes, settings.arms)
     composed = [make_point(each) for each in tqdm(overrides, desc="composing", unit="point", delay=2, leave=False)]
-    points = without_repeats(composed, settings.arms)
+    return without_repeats(composed, settings.arms)
+
+
+def check_points(points: Sequence[Point], folder: Path, here: bool) -> None:
+    """As a run is checked before it starts: nothing is written but the corpus."""
     for number, point in enumerate(tqdm(points, desc="checking", unit="point", delay=2, leave=False)):
         try:
-            preflight(point.config, folder, quiet=number > 0)
+            preflight(point.config, folder, quiet=number > 0, here=here)
         except InputError as error:
-            raise InputError(f"{point.name}: {error}") from None
-    return points
+            raise InputError(f"{point.name}: {error}" if point.name else str(error)) from None
 
 
-def drawn_point(make_point: partial[Point], shared: TrainConfig, folder: Path, overrides: list[str]) -> Point:
+def drawn_point(
+    make_point: partial[Point], shared: TrainConfig, folder: Path, here: bool, overrides: list[str]
+) -> Point:
     """A point that a search drew. One that contradicts itself is refused alone."""
     try:
         point = make_point(overrides)
-        preflight(point.config, folder, quiet=True)
+        preflight(point.config, folder, quiet=True, here=here)
         return point
     except InputError as error:
         refused = folder / "runs" / "refused"

@@ -102,10 +102,11 @@ class Trials:
 
     def overrides(self, params: Mapping[str, Any]) -> list[str]:
         """As the axes write their values."""
-        return [
-            f"{axis.key}={axis.values[choices_of(axis).index(params[axis.key])] if axis.values else params[axis.key]!r}"
-            for axis in self.axes
-        ]
+        return [f"{axis.key}={self.text(axis, params[axis.key])}" for axis in self.axes]
+
+    @staticmethod
+    def text(axis: Axis, value: Any) -> str:
+        return axis.values[choices_of(axis).index(value)] if axis.values else json.dumps(value)
 
     @staticmethod
     def value(axis: Axis, text: str) -> Any:
