@@ -1,7 +1,10 @@
 """A feed-forward layer every token passes: all of a dense model, or the shared experts of an MoE layer.
 
-    swiglu: y = W_down (silu(W_gate x) * W_up x)  (arXiv 2002.05202) ;  relu: y = W_down relu(W_up x)
-relu has no gate: where a name says gate and up, it has up alone.
+    swiglu:        y = W_down (silu(W_gate x) * W_up x)      (arXiv 2002.05202)
+    relu:          y = W_down relu(W_up x)
+    squared_relu:  y = W_down relu(W_up x)^2                 (RWKV's channel mixing, arXiv 2503.14456)
+    gelu:          y = W_down gelu(W_up x), by the error function
+Only swiglu has a gate: where a name says gate and up, the others have up alone.
 
 Axes: F hidden dim.
 """
@@ -13,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import gelu, silu
 
 from chronomoe.model.products import Linear
 
@@ -58,9 +61,36 @@ def differentiate_relu_into(up: Tensor, d_hidden: Tensor, hidden: Tensor, d_up: 
     torch.mul(d_hidden, up > 0, out=d_up)
 
 
+def squared_relu(up: Tensor) -> Tensor:
+    return up.relu().square()
+
+
+def squared_relu_into(up: Tensor, hidden: Tensor) -> None:
+    relu_into(up, hidden)
+    hidden.square_()
+
+
+def differentiate_squared_relu_into(up: Tensor, d_hidden: Tensor, hidden: Tensor, d_up: Tensor) -> None:
+    """d_up = 2 relu(up) d_hidden."""
+    relu_into(up, hidden)
+    torch.mul(hidden, d_hidden, out=d_up).mul_(2.0)
+    hidden.square_()
+
+
+def gelu_into(up: Tensor, hidden: Tensor) -> None:
+    torch.ops.aten.gelu.out(up, out=hidden)
+
+
+def differentiate_gelu_into(up: Tensor, d_hidden: Tensor, hidden: Tensor, d_up: Tensor) -> None:
+    gelu_into(up, hidden)
+    torch.ops.aten.gelu_backward.grad_input(d_hidden, up, grad_input=d_up)
+
+
 ACTIVATIONS = {
     "swiglu": Activation(2, swiglu, swiglu_into, differentiate_swiglu_into),
     "relu": Activation(1, torch.relu, relu_into, differentiate_relu_into),
+    "squared_relu": Activation(1, squared_relu, squared_relu_into, differentiate_squared_relu_into),
+    "gelu": Activation(1, gelu, gelu_into, differentiate_gelu_into),
 }
 
 

@@ -19,8 +19,8 @@ class ModelSettings:
     """Width of the residual stream."""
     hidden_dim: int = setting(low=1)
     """Width of one expert."""
-    activation: str = setting("swiglu", choices=["swiglu", "relu"])
-    """Inside an expert: silu(gate) * up (Mixtral), or relu(up) without a gate (Switch)."""
+    activation: str = setting("swiglu", choices=["swiglu", "relu", "squared_relu", "gelu"])
+    """Inside an expert: silu(gate) * up (Mixtral), or without a gate relu(up) (Switch), its square, or gelu(up)."""
     num_heads: int = setting(low=1)
     """Query heads; must divide `dim` into an even head width (RoPE rotates pairs)."""
     num_kv_heads: int = setting(low=1)

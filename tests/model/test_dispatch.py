@@ -82,7 +82,7 @@ def run(way: str, x_TD: Tensor, routing: RouterOutput, bank: ExpertBank) -> Disp
     return dispatch_batched(x_TD, routing, routing.kept_TK, routing.capacity, bank)
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 @pytest.mark.parametrize("top_k", [1, 2, E])
 @pytest.mark.parametrize("factor", FACTORS)
 @pytest.mark.parametrize("way", ["batched", "sparse"])
@@ -102,7 +102,7 @@ def test_values_and_gradients_equal_a_loop_over_tokens(way: str, factor: float, 
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 def test_with_room_for_all_every_way_gives_the_same(activation: str, top_k: int) -> None:
     (x_TD, routing), bank = make_routing(top_k, float(E)), make_bank(activation)
     assert routing.kept_TK is not None
@@ -315,7 +315,7 @@ def values_and_gradients(
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, E])
 @pytest.mark.parametrize("num_tokens", [1, 2, 9, TOKENS])
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 def test_the_grouped_way_does_not_depend_on_block_sizes_and_equals_the_loop(
     monkeypatch: pytest.MonkeyPatch, activation: str, num_tokens: int, top_k: int
 ) -> None:

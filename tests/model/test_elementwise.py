@@ -21,7 +21,7 @@ def test_eager_is_the_function_itself() -> None:
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 def test_a_compiled_activation_equals_the_eager_one(activation: str) -> None:
     join = ACTIVATIONS[activation].join
     x = torch.randn(6, 16, requires_grad=True)

@@ -105,7 +105,7 @@ def test_fast_kernels_equal_the_loop_in_values_and_gradients(
 
 
 @by_load
-@pytest.mark.parametrize("activation", [SWIGLU, RELU], ids=["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 def test_the_written_out_backward_is_the_derivative(load: list[int], activation: Activation) -> None:
     bank, x_ND = bank_and_rows([min(count, 3) for count in load], torch.float64, dim=3, hidden=2)
     gate_up_EFD = bank.gate_up_EFD[:, : activation.parts * 2].detach().clone().requires_grad_()
@@ -181,7 +181,7 @@ def slots_and_bank(activation: str) -> tuple[Tensor, ExpertBank]:
     return torch.randn(E, 4, DIM).requires_grad_(), bank
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 def test_batched_slots_equal_sorted_rows_in_values_and_gradients(activation: str) -> None:
     x_ECD, bank = slots_and_bank(activation)
     batched_ECD = bank.batched(x_ECD)

@@ -17,6 +17,8 @@ from chronomoe.model.products import keep_working_copy
 EQUATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swiglu": lambda x: x.chunk(2, -1)[0] * torch.sigmoid(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1],
     "relu": lambda x: x.where(x > 0, 0.0),
+    "squared_relu": lambda x: x.where(x > 0, 0.0) ** 2,
+    "gelu": lambda x: x * 0.5 * torch.erfc(-x / 2**0.5),
 }
 F = 5
 by_activation = pytest.mark.parametrize("name", ACTIVATIONS)

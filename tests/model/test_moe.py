@@ -128,7 +128,7 @@ def test_a_reading_of_an_all_padding_batch_is_zero() -> None:
     assert not read_layer(state, []).any()
 
 
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 def test_shared_experts_add_to_the_output_and_to_nothing_that_is_counted(activation: str) -> None:
     torch.manual_seed(0)
     shared = FeedForward(DIM, 2 * HIDDEN, activation)

@@ -125,7 +125,7 @@ def test_few_rows_of_a_batch_keep_their_shape() -> None:
 
 @needs_onednn
 @by_layout
-@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("activation", ["swiglu", "relu", "squared_relu", "gelu"])
 def test_an_expert_bank_by_onednn_equals_torchs_in_values_and_gradients(
     activation: str, layout: Callable[[Tensor], Tensor]
 ) -> None:
