@@ -1,7 +1,7 @@
 """A bank of experts and the kernels that run it over tokens grouped by expert.
 
-    expert_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x)          (swiglu, arXiv 2002.05202; Mixtral)
-    expert_e(x) = W_down,e act(W_up,e x)                          (relu: Switch, arXiv 2101.03961; others: feedforward.py)
+    expert_e(x) = W_down,e (silu(W_gate,e x) * W_up,e x)   (swiglu, arXiv 2002.05202; Mixtral)
+    expert_e(x) = W_down,e act(W_up,e x)                   (relu: Switch, arXiv 2101.03961; others: feedforward.py)
 Rows arrive sorted by expert, each expert's tokens one block, and the bank is products of blocks; or as a fixed number
 of slots per expert, and the bank is batched products.
 
