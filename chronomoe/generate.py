@@ -67,7 +67,7 @@ def main() -> None:
     prompt = language.tokenizer.encode(settings.prompt).ids
     if not prompt:
         raise InputError("prompt is empty: give at least one word")
-    room = config.model.max_seq_len - len(prompt)
+    room = config.model.longest_text - len(prompt)
     if settings.max_new_tokens > room:
         raise InputError(
             f"max_new_tokens={settings.max_new_tokens} and a prompt of {len(prompt)} tokens exceed model.max_seq_len="

@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from chronomoe.model.causal_attention import LONGEST, CausalAttention
 from chronomoe.model.elementwise import as_chosen
 from chronomoe.model.products import Linear
+from chronomoe.model.state import KeyValueCache
 
 
 class Rotation(NamedTuple):
@@ -44,28 +45,6 @@ def rotate(x_BHSA: Tensor, rotation: Rotation) -> Tensor:
     return torch.addcmul(x_BHSA * rotation.cos_SA, other_BHSA, rotation.sin_SA).to(x_BHSA.dtype)
 
 
-class KeyValueCache:
-    """Keys and values of one layer's past tokens, in a buffer of fixed capacity that is written in place."""
-
-    rotation: Rotation | None = None
-    """Of every position it has room for, if somebody formed them beforehand; one table serves all layers."""
-
-    def __init__(self, batch: int, num_kv_heads: int, capacity: int, head_dim: int, like: Tensor) -> None:
-        self.keys_BGCA = like.new_zeros(batch, num_kv_heads, capacity, head_dim)
-        self.values_BGCA = torch.zeros_like(self.keys_BGCA)
-        self.length = 0
-
-    def append(self, keys_BGSA: Tensor, values_BGSA: Tensor) -> tuple[Tensor, Tensor]:
-        """Store S new tokens; returns all keys and values up to now. Raises ValueError past the capacity."""
-        end = self.length + keys_BGSA.shape[2]
-        if end > self.keys_BGCA.shape[2]:
-            raise ValueError(f"{end} tokens do not fit a cache of {self.keys_BGCA.shape[2]}")
-        self.keys_BGCA.narrow(2, self.length, keys_BGSA.shape[2]).copy_(keys_BGSA)
-        self.values_BGCA.narrow(2, self.length, keys_BGSA.shape[2]).copy_(values_BGSA)
-        self.length = end
-        return self.keys_BGCA.narrow(2, 0, end), self.values_BGCA.narrow(2, 0, end)
-
-
 class Attention(nn.Module):
     kernel: str = "auto"
     """`products` or `sdpa`; `auto`: products on a processor, where they apply."""
@@ -79,17 +58,20 @@ class Attention(nn.Module):
         self.out = Linear(num_heads * self.head_dim, dim)
 
     def forward(
-        self, x_BSD: Tensor, rotation: Rotation, allowed_B1SC: Tensor | None, cache: KeyValueCache | None
+        self, x_BSD: Tensor, rotation: Rotation | None, allowed_B1SC: Tensor | None, cache: KeyValueCache | None
     ) -> Tensor:
         """`allowed_B1SC` is True where a query may look; None means plain causal attention over the sequence itself."""
         batch, length, _ = x_BSD.shape
         qkv_BSNA = self.qkv(x_BSD).view(batch, length, -1, self.head_dim)
-        if allowed_B1SC is None and cache is None and self.multiplies(x_BSD.device.type, length):
+        whole = allowed_B1SC is None and cache is None and rotation is not None
+        if whole and self.multiplies(x_BSD.device.type, length):
             y_BSHA = CausalAttention.apply(qkv_BSNA, *rotation, self.num_kv_heads)
             return self.out(y_BSHA.flatten(2))
         turning = self.num_heads + self.num_kv_heads
         qk, v = qkv_BSNA.transpose(1, 2).split((turning, self.num_kv_heads), dim=1)
-        q, k = as_chosen(rotate, self.elementwise)(qk, rotation).split((self.num_heads, self.num_kv_heads), dim=1)
+        if rotation is not None:
+            qk = as_chosen(rotate, self.elementwise)(qk, rotation)
+        q, k = qk.split((self.num_heads, self.num_kv_heads), dim=1)
         if cache is not None:
             k, v = cache.append(k, v)
         causal = allowed_B1SC is None and length > 1
@@ -110,20 +92,25 @@ def allowed_pairs(
     *,
     real_BC: Tensor | None,
     document_BS: Tensor | None,
+    window: int | None = None,
     device: torch.device,
 ) -> Tensor | None:
     """Which of the `past + length` keys each of the last `length` positions may see, as bool [B, 1, S, C] or None.
 
     None stands for "causal and nothing else" (no cache in front, no padding, no document borders), which the kernel
-    knows without a mask. `real_BC` is False at padding; `document_BS` numbers the documents of a packed sequence.
+    knows without a mask. `real_BC` is False at padding; `document_BS` numbers the documents of a packed sequence. With a
+    `window` a query sees so many keys, its own included.
     A query always sees itself, so that a row of padding stays finite.
     """
     context = past + length
-    if real_BC is None and document_BS is None and (past == 0 or length == 1):
+    narrow = window is not None and context > window
+    if real_BC is None and document_BS is None and (past == 0 or length == 1) and not narrow:
         return None
     query_S1 = torch.arange(past, context, device=device)[:, None]
     key_C = torch.arange(context, device=device)
     allowed = (key_C <= query_S1).expand(batch, 1, length, context)
+    if narrow:
+        allowed = allowed & (key_C > query_S1 - window)
     if real_BC is not None:
         allowed = allowed & (real_BC[:, None, None, :].bool() | (key_C == query_S1))
     if document_BS is not None:

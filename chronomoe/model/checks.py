@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
+from chronomoe.model.rwkv import HEAD_DIM
+from chronomoe.model.schedule import RWKV, SCHEDULES, TRANSFORMER
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.settings import InputError
 
 
 def check_model(model: ModelSettings) -> None:
+    check_schedule(model)
     heads, kv_heads = model.num_heads, model.num_kv_heads
     if model.dim % heads or (model.dim // heads) % 2:
         fits = [n for n in range(1, model.dim // 2 + 1) if model.dim % (2 * n) == 0]
@@ -21,6 +25,32 @@ def check_model(model: ModelSettings) -> None:
         nearest = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - kv_heads))
         raise InputError(
             f"model.num_kv_heads={kv_heads} does not divide model.num_heads={heads}: the nearest that does is {nearest}"
+        )
+
+
+def check_schedule(model: ModelSettings) -> None:
+    schedule = model.schedule
+    if schedule != "transformer" and schedule not in SCHEDULES:
+        if set(schedule) - {TRANSFORMER, RWKV}:
+            raise InputError(
+                f"model.schedule={schedule} is none of transformer, {', '.join(SCHEDULES)}: or write the blocks one by "
+                "one, such as RRRT"
+            )
+        if len(schedule) != model.num_layers:
+            raise InputError(
+                f"model.schedule={schedule} has {len(schedule)} blocks: write one letter for each of "
+                f"model.num_layers={model.num_layers}"
+            )
+    try:
+        share = Fraction(model.attention_share)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"model.attention_share={model.attention_share} is no fraction: write 1/4 or 0.25") from None
+    if not 0 <= share <= 1:
+        raise InputError(f"model.attention_share={model.attention_share} is not within 0 and 1: write 1/4 or 0.25")
+    if RWKV in model.kinds and model.dim % HEAD_DIM:
+        nearest = max(1, round(model.dim / HEAD_DIM)) * HEAD_DIM
+        raise InputError(
+            f"model.dim={model.dim} does not divide into RWKV heads of {HEAD_DIM}: the nearest that does is {nearest}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Sampling from a language model, one token at a time, with a key-value cache.
+"""Sampling from a language model, one token at a time, with the state of what was read.
 
     p = softmax(logits / temperature), cut to the smallest set of tokens whose mass reaches top_p (arXiv 1904.09751)
 Temperature 0 takes the most likely token.
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.lm import LanguageModel
+from chronomoe.model.state import StreamState
 
 
 def sample(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -35,25 +36,32 @@ def generate(
     temperature: float = 1.0,
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
+    state: StreamState | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token ids, int64 [B], as soon as each is drawn; prompts of one batch have one length.
 
-    Raises, before anything is drawn, ValueError if prompt and new tokens exceed the model's `max_seq_len`, and
-    InputError if its router has no rule for decoding. Put the model in eval mode first.
+    A `state` is of the tokens before the prompt, which is then what it has not read yet; it is extended in place by the
+    prompt and by every drawn token but the last.
+
+    Raises, before anything is drawn, ValueError if all tokens together exceed the model's `max_seq_len` (which a model
+    that attends through a window, or not at all, does not have), and InputError if its router has no rule for decoding.
+    Put the model in eval mode first.
     """
     batch, length = prompt_BS.shape
-    capacity = length + max_new_tokens
-    if capacity > model.settings.max_seq_len:
+    past = state.position if state else 0
+    capacity = past + length + max_new_tokens
+    if capacity > model.settings.longest_text:
+        before = f"{past} tokens before + " if past else ""
         raise ValueError(
-            f"{length} prompt + {max_new_tokens} new tokens exceed max_seq_len={model.settings.max_seq_len}"
+            f"{before}{length} prompt + {max_new_tokens} new tokens exceed max_seq_len={model.settings.max_seq_len}"
         )
-    caches = model.new_caches(batch, capacity)
+    reading = model.new_state(batch, capacity) if state is None else state
 
     def draw() -> Iterator[Tensor]:
         ids_BS = prompt_BS
         for _ in range(max_new_tokens):
             with torch.inference_mode():
-                ids_B = sample(model(ids_BS, caches=caches).last_logits_BV, temperature, top_p, generator)
+                ids_B = sample(model(ids_BS, state=reading).last_logits_BV, temperature, top_p, generator)
                 ids_BS = ids_B[:, None]
             yield ids_B.clone()  # outside, where a clone is a plain tensor that may be trained on
 

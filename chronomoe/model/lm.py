@@ -1,8 +1,8 @@
-"""The language model: embedding, Mixtral blocks, final norm, head; with the sensor and the actuator of its routing.
+"""The language model: embedding, blocks, final norm, head; with the sensor and the actuator of its routing.
 
-    x = embed(ids) ;  per block: x += attention(norm x), x += MoE(norm x) ;  logits = norm(x) W_head
-Architecture: Mixtral, arXiv 2401.04088 (RMSNorm: 1910.07467). With mapped weights it computes what
-transformers.MixtralForCausalLM computes.
+    x = embed(ids) ;  per block: x += mixer(norm x), x += MoE(norm x) ;  logits = norm(x) W_head
+Mixers attend (Mixtral, arXiv 2401.04088; with mapped weights it computes what transformers.MixtralForCausalLM computes)
+or are recurrent (RWKV-7, 2503.14456), as the schedule says: blocks.py, schedule.py.
 
 Sensor: `sensor_LEC`, what every layer's tokens did since somebody last cleared it (training mode only, no padding).
 Actuator: `expert_bias_LE` and `log_temperature_LE`, fp32, saved with the weights. The model reads the field and
@@ -20,17 +20,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from chronomoe.model.attention import Attention, KeyValueCache, Rotation, allowed_pairs, rotary_angles
+from chronomoe.model.attention import Rotation, allowed_pairs, rotary_angles
+from chronomoe.model.blocks import Context, RwkvBlock, TransformerBlock
 from chronomoe.model.cross_entropy import cross_entropy
 from chronomoe.model.expert_choice import EXPERTS_PER_TOKEN, follow_threshold, initial_threshold, threshold_probe
 from chronomoe.model.experts import ExpertBank
-from chronomoe.model.feedforward import FeedForward
-from chronomoe.model.moe import MoELayer, build_moe
-from chronomoe.model.norm import RMSNorm
+from chronomoe.model.moe import MoELayer
+from chronomoe.model.norm import build_norm
 from chronomoe.model.products import Linear, keep_working_copy, working
 from chronomoe.model.router import Balancer, RouterOutput
+from chronomoe.model.rwkv import HEAD_DIM
+from chronomoe.model.schedule import RWKV
 from chronomoe.model.sensor import PLAIN_CHANNELS, LayerState, Probe, read_layer
 from chronomoe.model.settings import ModelSettings, RouterSettings
+from chronomoe.model.state import KeyValueCache, RecurrentState, StreamState
 from chronomoe.settings import InputError
 
 
@@ -59,38 +62,6 @@ class Output(NamedTuple):
         return cross_entropy(self.hidden_BSD.flatten(0, 1), head_VD, targets_BS.flatten(), self.head.library)
 
 
-class Block(nn.Module):
-    def __init__(self, model: ModelSettings, router: RouterSettings, actuation: str, layer: int) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(model.dim, model.norm_eps)
-        self.attention = Attention(model.dim, model.num_heads, model.num_kv_heads)
-        self.ffn_norm = RMSNorm(model.dim, model.norm_eps)
-        self.ffn: MoELayer | FeedForward
-        if model.dense:
-            width = round((router.experts_per_token + model.num_shared_experts) * model.hidden_dim)
-            self.ffn = FeedForward(model.dim, width, model.activation)
-        else:
-            self.ffn = build_moe(model, router, actuation, layer)
-
-    def forward(
-        self,
-        x_BSD: Tensor,
-        rotation: Rotation,
-        allowed_B1SC: Tensor | None,
-        cache: KeyValueCache | None,
-        field: tuple[Tensor, Tensor | None] | None,
-        real_T: Tensor | None,
-    ) -> tuple[Tensor, LayerState | None]:
-        """`field` is this layer's (bias, log-temperature), each [E]; None in a dense model. No log-temperature is the
-        neutral one."""
-        x_BSD = x_BSD + self.attention(self.attention_norm(x_BSD), rotation, allowed_B1SC, cache)
-        h_BSD = self.ffn_norm(x_BSD)
-        if field is None:
-            return x_BSD + self.ffn(h_BSD), None
-        y_TD, state = self.ffn(h_BSD.flatten(0, 1), *field, real_T)
-        return x_BSD + y_TD.view_as(x_BSD), state
-
-
 class LanguageModel(nn.Module):
     """`LanguageModel(settings, router, actuation)(ids).logits_BSV`. Build under `torch.device("meta")` to size it."""
 
@@ -106,8 +77,15 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.settings, self.router_settings = settings, router
         self.embedding = nn.Embedding(settings.vocab_size, settings.dim)
-        self.blocks = nn.ModuleList(Block(settings, router, actuation, layer) for layer in range(settings.num_layers))
-        self.norm = RMSNorm(settings.dim, settings.norm_eps)
+        self.embedding_norm = build_norm(settings) if settings.norm == "layer" else None
+        first = settings.kinds.index(RWKV) if RWKV in settings.kinds else None
+        self.blocks = nn.ModuleList(
+            RwkvBlock(settings, router, actuation, layer, is_first=layer == first)
+            if kind == RWKV
+            else TransformerBlock(settings, router, actuation, layer)
+            for layer, kind in enumerate(settings.kinds)
+        )
+        self.norm = build_norm(settings)
         self.head = Linear(settings.dim, settings.vocab_size)
         if settings.tie_embeddings:
             self.head.weight = self.embedding.weight
@@ -130,12 +108,27 @@ class LanguageModel(nn.Module):
         dim, std = self.settings.dim, self.settings.init_std
         for parameter in self.parameters():
             parameter.normal_(0.0, std) if parameter.dim() > 1 else parameter.fill_(1.0)  # vectors are norms
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.bias.zero_()
         for buffer in self.buffers():
             buffer.zero_()
         if self.threshold_LE is not None:
             taken = self.router_settings.experts_per_token
             self.threshold_LE.fill_(initial_threshold(taken, self.settings.num_experts, std * dim**0.5))
+        if RWKV in self.settings.kinds:
+            return self.reset_hybrid()
         nn.init.normal_(self.head.weight, 0.0, min(std, 2 / dim if self.settings.tie_embeddings else 0.5 * dim**-0.5))
+
+    def reset_hybrid(self) -> None:
+        """What RWKV-7 starts from (arXiv 2503.14456, official trainer): its blocks their own way, an orthogonal head, and
+        an embedding near zero, whose scale the norm behind it takes away; a tied one starts as the head does."""
+        vocab_size, dim = self.head.weight.shape
+        nn.init.uniform_(self.embedding.weight, -1e-4, 1e-4)
+        nn.init.orthogonal_(self.head.weight, 0.5 * max(1.0, vocab_size / dim) ** 0.5)
+        for block in self.blocks:
+            if isinstance(block, RwkvBlock):
+                block.reset_parameters()
 
     def attach(self, probes: list[Probe], balancer: Balancer | None = None, in_evaluation: bool = False) -> None:
         """Let the sensor read `probes` as well, and let `balancer` solve each batch's assignment while training (and,
@@ -183,46 +176,65 @@ class LanguageModel(nn.Module):
         *,
         real_BC: Tensor | None = None,
         document_BS: Tensor | None = None,
-        caches: list[KeyValueCache] | None = None,
+        state: StreamState | None = None,
     ) -> Output:
         """Logits of the next token at every position.
 
         real_BC: bool, False at padding, over past and present; padding is neither seen nor counted.
-        document_BS: int, the document of each token; attention stays inside a document.
-        caches: one per block, extended in place; positions continue after what they hold.
+        document_BS: int, the document of each token; attention and recurrence stay inside a document.
+        state: of the tokens before these, which it is extended by in place; positions continue.
         """
         batch, length = input_ids_BS.shape
-        past = caches[0].length if caches else 0
-        device = input_ids_BS.device
-        rotation = self.rotation(past, length, caches[0].rotation if caches else None)
-        allowed = allowed_pairs(batch, past, length, real_BC=real_BC, document_BS=document_BS, device=device)
+        past, position = (state.context, state.position) if state else (0, 0)
+        settings, device = self.settings, input_ids_BS.device
+        if real_BC is not None:
+            real_BC = real_BC[:, -(past + length) :]
+        context = Context(
+            rotation=self.rotation(position, length, state) if settings.positions == "rope" else None,
+            allowed_B1SC=allowed_pairs(
+                batch,
+                past,
+                length,
+                real_BC=real_BC,
+                document_BS=document_BS,
+                window=settings.attention_window,
+                device=device,
+            ),
+            real_BS=None if real_BC is None else real_BC[:, past:],
+            starts_BS=None if document_BS is None else document_starts(document_BS),
+        )
         x_BSD = self.embedding(input_ids_BS)
-        real_T = None if real_BC is None else real_BC[:, past:].flatten()
+        if self.embedding_norm is not None:
+            x_BSD = self.embedding_norm(x_BSD).to(x_BSD.dtype)
         routings: list[RouterOutput] = []
         readings: list[Tensor] = []
         bias_LE = self.expert_bias_LE if self.threshold_LE is None else self.expert_bias_LE - self.threshold_LE
-        heated = caches is None or not self.log_temperature_LE.is_cpu or bool(self.log_temperature_LE.any())
+        heated = state is None or not self.log_temperature_LE.is_cpu or bool(self.log_temperature_LE.any())
         for layer, block in enumerate(self.blocks):
             heat_E = self.log_temperature_LE[layer] if heated and not self.settings.dense else None
             field = (bias_LE[layer], heat_E) if not self.settings.dense else None
-            x_BSD, state = block(x_BSD, rotation, allowed, caches[layer] if caches else None, field, real_T)
-            if state is not None:
-                routings.append(state.routing)
+            x_BSD, routed = block(x_BSD, context, state.layers[layer] if state else None, field)
+            if routed is not None:
+                routings.append(routed.routing)
                 if self.training and self.sensing:
-                    readings.append(read_layer(state, self.probes))
+                    readings.append(read_layer(routed, self.probes))
+        if state is not None:
+            state.position += length
         if readings:
             self.sensor_LEC += torch.stack(readings)
         return Output(self.norm(x_BSD), routings, self.head)
 
-    def rotation(self, past: int, length: int, table: Rotation | None = None) -> Rotation:
-        """Of `length` positions after `past`, cut from a table that starts at 0, or formed anew where it ends."""
-        if table is not None and past + length <= len(table.cos_SA):
-            return Rotation(*(of_SA[past : past + length] for of_SA in table))
-        positions_S = torch.arange(past, past + length, device=self.embedding.weight.device)
+    def rotation(self, position: int, length: int, state: StreamState | None = None) -> Rotation:
+        """Of `length` positions from `position` on, cut from the state's table, or formed anew where that ends."""
+        table = state.rotation if state else None
+        if table is not None and position + length <= len(table.cos_SA):
+            return Rotation(*(of_SA[position : position + length] for of_SA in table))
+        positions_S = torch.arange(position, position + length, device=self.embedding.weight.device)
         return rotary_angles(positions_S, self.settings.dim // self.settings.num_heads, self.settings.rope_theta)
 
-    def new_caches(self, batch: int, capacity: int) -> list[KeyValueCache]:
-        """Empty key-value caches for `capacity` tokens, one per block, where and as precise as the weights are.
+    def new_state(self, batch: int, capacity: int = 0) -> StreamState:
+        """Nothing read yet, where and as precise as the weights are; with room for `capacity` tokens, and more when
+        they come.
 
         Raises InputError for a router that has no rule for decoding.
         """
@@ -231,14 +243,27 @@ class LanguageModel(nn.Module):
                 "router.causal=false lets experts compare a token with later ones, which decoding does not have: "
                 "train with router.causal=true"
             )
-        settings = self.settings
+        settings, like = self.settings, self.embedding.weight.detach()
         width = settings.dim // settings.num_heads
-        like = self.embedding.weight
-        caches = [KeyValueCache(batch, settings.num_kv_heads, capacity, width, like) for _ in self.blocks]
-        table = self.rotation(0, capacity)
-        for cache in caches:
-            cache.rotation = table
-        return caches
+        layers = [
+            RecurrentState(batch, settings.dim, settings.dim // HEAD_DIM, like)
+            if kind == RWKV
+            else KeyValueCache(
+                batch, settings.num_kv_heads, width, like, capacity=capacity, window=settings.attention_window
+            )
+            for kind in settings.kinds
+        ]
+        state = StreamState(layers)
+        if settings.positions == "rope":
+            state.rotation = self.rotation(0, capacity)
+        return state
+
+
+def document_starts(document_BS: Tensor) -> Tensor:
+    """bool [B, S], True at the first token of every document but the one that goes on from before."""
+    starts_BS = torch.zeros_like(document_BS, dtype=torch.bool)
+    starts_BS[:, 1:] = document_BS[:, 1:] != document_BS[:, :-1]
+    return starts_BS
 
 
 def number_documents(input_ids_BS: Tensor, end_of_document: int) -> Tensor:

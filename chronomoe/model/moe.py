@@ -57,9 +57,9 @@ def build_router(model: ModelSettings, router: RouterSettings, actuation: str) -
     )
 
 
-def build_moe(model: ModelSettings, router: RouterSettings, actuation: str, layer: int) -> MoELayer:
-    experts = ExpertBank(model.num_experts, model.dim, model.hidden_dim, model.activation)
+def build_moe(model: ModelSettings, router: RouterSettings, actuation: str, layer: int, activation: str) -> MoELayer:
+    experts = ExpertBank(model.num_experts, model.dim, model.hidden_dim, activation)
     shared_experts = None
     if model.num_shared_experts:
-        shared_experts = FeedForward(model.dim, model.num_shared_experts * model.hidden_dim, model.activation)
+        shared_experts = FeedForward(model.dim, model.num_shared_experts * model.hidden_dim, activation)
     return MoELayer(build_router(model, router, actuation), experts, layer, shared_experts)

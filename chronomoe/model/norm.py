@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv 1910.07467) whose output is already in the dtype that the next product runs in.
+"""RMSNorm (arXiv 1910.07467) and LayerNorm (1607.06450), whose output is already in the dtype that the next product runs in.
 
     r = 1/sqrt(mean_d x_d^2 + eps) ;  y = w x r
     d_x = r (w d_y - x r^2 mean_d(w d_y x)) ;  d_w = sum_t d_y x r
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from chronomoe.model.products import few, full_precision, product_dtype
+from chronomoe.model.settings import ModelSettings
 
 
 class Normalise(torch.autograd.Function):
@@ -47,6 +48,19 @@ def normalise_few(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     sqrt(mean_d x_d^2 + eps) is the hypotenuse of |x|/sqrt(D) and sqrt(eps)."""
     root_T1 = torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True).mul_(len(weight_D) ** -0.5)
     return (x_TD / root_T1.hypot_(scalar(eps**0.5, x_TD.dtype))).mul_(weight_D)
+
+
+def build_norm(model: ModelSettings) -> nn.Module:
+    return LayerNorm(model.dim, model.norm_eps) if model.norm == "layer" else RMSNorm(model.dim, model.norm_eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the last axis, with weight and bias, in x's own precision; the output is in `product_dtype`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = product_dtype(x)
+        with full_precision(x.device.type):
+            return super().forward(x).to(dtype)
 
 
 class RMSNorm(nn.RMSNorm):

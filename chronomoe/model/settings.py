@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
+from chronomoe.model.schedule import SCHEDULES, TRANSFORMER
 from chronomoe.settings import setting
 
 
 @dataclass(kw_only=True)
 class ModelSettings:
     num_layers: int = setting(low=1)
-    """Transformer blocks; every block has one MoE layer."""
+    """Blocks; every block has one MoE layer."""
+    schedule: str = setting("transformer")
+    """Which blocks attend and which are RWKV-7: `transformer` (all attend); `top`, `interleave` or `hybrid`, where
+    `attention_share` of them do (schedule.py); or the blocks one by one, such as RRRT."""
+    attention_share: str = setting("1/4")
+    """Share of a hybrid's blocks that attend, as a fraction."""
     num_experts: int = setting(low=2)
     """Routed experts per layer."""
     num_shared_experts: int = setting(0, low=0)
@@ -20,7 +27,8 @@ class ModelSettings:
     hidden_dim: int = setting(low=1)
     """Width of one expert."""
     activation: str = setting("swiglu", choices=["swiglu", "relu", "squared_relu", "gelu"])
-    """Inside an expert: silu(gate) * up (Mixtral), or without a gate relu(up) (Switch), its square, or gelu(up)."""
+    """Inside an expert: silu(gate) * up (Mixtral), or without a gate relu(up) (Switch), its square, or gelu(up). Experts
+    of an RWKV block always have the squared relu."""
     num_heads: int = setting(low=1)
     """Query heads; must divide `dim` into an even head width (RoPE rotates pairs)."""
     num_kv_heads: int = setting(low=1)
@@ -29,10 +37,17 @@ class ModelSettings:
     """Rows of the embedding; at least the tokenizer's size."""
     max_seq_len: int = setting(low=1)
     """Longest context in tokens: the capacity of the key-value cache."""
+    positions: str = setting("rope", choices=["rope", "none"])
+    """How attention knows positions: rotary angles, or not at all, which suits a hybrid, whose recurrence knows them."""
     rope_theta: float = setting(10000.0, low=1.0)
     """Base of the rotary wavelengths."""
+    attention_window: int | None = setting(None, low=1)
+    """Tokens that attention looks back, itself included; null looks back to the start. With a window, streaming takes
+    constant memory."""
+    norm: str = setting("rms", choices=["rms", "layer"])
+    """RMSNorm, or LayerNorm with a bias and one more behind the embedding (RWKV)."""
     norm_eps: float = setting(1e-5, low=0.0)
-    """Added to the mean square inside RMSNorm."""
+    """Added to the mean square (of LayerNorm, the variance) inside a norm."""
     tie_embeddings: bool = setting(False)
     """Use the embedding matrix as the output head."""
     init_std: float = setting(0.02, low=0.0)
@@ -42,6 +57,21 @@ class ModelSettings:
     active parameters, without routers and with nothing to control."""
     document_mask: bool = setting(False)
     """Attend only within a document of a packed sequence (documents end with the end-of-document token)."""
+
+    @property
+    def kinds(self) -> list[str]:
+        """T or R of every block."""
+        if self.schedule == "transformer":
+            return [TRANSFORMER] * self.num_layers
+        if self.schedule in SCHEDULES:
+            return SCHEDULES[self.schedule](self.num_layers, Fraction(self.attention_share))
+        return list(self.schedule)
+
+    @property
+    def longest_text(self) -> float:
+        """Tokens that can be read in one go of streaming: without end where attention looks through a window."""
+        bounded = TRANSFORMER in self.kinds and self.attention_window is None
+        return self.max_seq_len if bounded else float("inf")
 
     @property
     def num_moe_layers(self) -> int:

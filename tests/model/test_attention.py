@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from chronomoe.model.attention import Attention, KeyValueCache, allowed_pairs, rotary_angles, rotate
+from chronomoe.model.attention import Attention, allowed_pairs, rotary_angles, rotate
+from chronomoe.model.state import KeyValueCache
 
 DIM, THETA, LENGTH = 24, 100.0, 7
 
@@ -113,12 +114,27 @@ def test_plain_causal_attention_and_a_single_new_token_need_no_mask(past: int, l
     assert allowed_pairs(1, past, length, real_BC=None, document_BS=None, device=torch.device("cpu")) is None
 
 
-def test_a_cache_returns_what_was_stored_and_raises_past_its_capacity() -> None:
-    cache = KeyValueCache(batch=1, num_kv_heads=2, capacity=5, head_dim=4, like=torch.zeros(()))
+@pytest.mark.parametrize("capacity", [0, 3, 5, 9])
+def test_a_cache_returns_what_was_stored_and_makes_room_for_more(capacity: int) -> None:
+    cache = KeyValueCache(1, 2, 4, torch.zeros(()), capacity=capacity, window=None)
     keys, values = torch.randn(2, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
     cache.append(keys[:, :, :3], values[:, :, :3])
     stored_keys, stored_values = cache.append(keys[:, :, 3:], values[:, :, 3:])
     assert torch.equal(stored_keys, keys)
     assert torch.equal(stored_values, values)
-    with pytest.raises(ValueError, match="6 tokens do not fit a cache of 5"):
-        cache.append(keys[:, :, :1], values[:, :, :1])
+    again_keys, _ = cache.append(keys[:, :, :1], values[:, :, :1])
+    assert torch.equal(again_keys, torch.cat((keys, keys[:, :, :1]), dim=2))
+    assert cache.length == 6
+
+
+@pytest.mark.parametrize("pieces", [[5], [1, 1, 1, 1, 1], [3, 2], [1, 4]])
+def test_a_window_keeps_what_the_next_token_may_see(pieces: list[int]) -> None:
+    cache = KeyValueCache(1, 2, 4, torch.zeros(()), capacity=9, window=3)
+    keys, values = torch.randn(2, 1, 2, 5, 4, generator=torch.Generator().manual_seed(0))
+    before = 0
+    for key_part, value_part in zip(keys.split(pieces, dim=2), values.split(pieces, dim=2), strict=True):
+        seen, _ = cache.append(key_part, value_part)
+        end = before + key_part.shape[2]
+        assert torch.equal(seen, keys[:, :, max(0, before - 2) : end])
+        before = end
+    assert torch.equal(cache.tensors()["keys_BGCA"], keys[:, :, 3:])

@@ -197,8 +197,8 @@ def test_tokens_are_counted_by_the_number_of_experts_that_took_them(
 @torch.no_grad()
 def test_causal_decoding_equals_the_full_forward(tiny_settings: MakeSettings, draw_ids: MakeIds) -> None:
     model, ids_BS = make_model(tiny_settings(init_std=0.3)).eval(), draw_ids(3, 12)
-    caches = model.new_caches(3, 12)
-    pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 6], dim=1)]
+    state = model.new_state(3, 12)
+    pieces = [model(part_BS, state=state).logits_BSV for part_BS in ids_BS.split([5, 1, 6], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids_BS).logits_BSV, rtol=0, atol=2e-5)
     assert torch.stack(list(generate(model, ids_BS[:, :4], max_new_tokens=5))).shape == (5, 3)
 

@@ -55,8 +55,8 @@ def steered(request: pytest.FixtureRequest, tiny_settings: Callable[..., ModelSe
 @torch.no_grad()
 def test_cached_logits_equal_full_recomputation(tiny_model: MakeModel, draw_ids: MakeIds, dense: bool) -> None:
     model, ids_BS = tiny_model(dense=dense), draw_ids(3, 16)
-    caches = model.new_caches(3, 16)
-    pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 4, 1, 5], dim=1)]
+    state = model.new_state(3, 16)
+    pieces = [model(part_BS, state=state).logits_BSV for part_BS in ids_BS.split([5, 1, 4, 1, 5], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids_BS).logits_BSV, rtol=0, atol=2e-5)
 
 
@@ -68,9 +68,9 @@ def test_a_step_equals_the_full_forward_for_every_router_and_field(
 ) -> None:
     model, ids_BS = steered(router, sizes), draw_ids(batch, 12)
     for prompt in (1, 7):
-        caches = model.new_caches(batch, 12)
-        first_BV = model(ids_BS[:, :prompt], caches=caches).last_logits_BV
-        steps = [model(ids_BS[:, at : at + 1], caches=caches).last_logits_BV for at in range(prompt, 12)]
+        state = model.new_state(batch, 12)
+        first_BV = model(ids_BS[:, :prompt], state=state).last_logits_BV
+        steps = [model(ids_BS[:, at : at + 1], state=state).last_logits_BV for at in range(prompt, 12)]
         full_BSV = model(ids_BS).logits_BSV[:, prompt - 1 :]
         torch.testing.assert_close(torch.stack([first_BV, *steps], dim=1), full_BSV, rtol=0, atol=2e-5)
 
@@ -116,8 +116,8 @@ def test_a_token_that_no_expert_takes_is_carried_on(tiny_settings: Callable[...,
 @torch.no_grad()
 def test_other_precisions_decode(tiny_model: MakeModel, draw_ids: MakeIds, dtype: torch.dtype) -> None:
     model, ids_BS = tiny_model().to(dtype), draw_ids(3, 8)
-    caches = model.new_caches(3, 8)
-    pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 1, 1], dim=1)]
+    state = model.new_state(3, 8)
+    pieces = [model(part_BS, state=state).logits_BSV for part_BS in ids_BS.split([5, 1, 1, 1], dim=1)]
     tolerance = 0.2 if dtype == torch.bfloat16 else 1e-6  # angles and routing are fp32 everywhere
     difference = (torch.cat(pieces, dim=1) - model(ids_BS).logits_BSV).abs().float()
     assert difference.median() < tolerance / 10
@@ -168,9 +168,9 @@ def test_a_cache_behind_left_padding_equals_the_unpadded_sequence(tiny_model: Ma
     model, ids_BS = tiny_model(), draw_ids(1, 9)
     padded_BS = torch.cat((torch.zeros(1, 4, dtype=torch.int64), ids_BS), dim=1)
     real_BC = torch.arange(13)[None] >= 4
-    caches = model.new_caches(1, 13)
-    first = model(padded_BS[:, :8], real_BC=real_BC[:, :8], caches=caches).logits_BSV
-    rest = model(padded_BS[:, 8:], real_BC=real_BC, caches=caches).logits_BSV
+    state = model.new_state(1, 13)
+    first = model(padded_BS[:, :8], real_BC=real_BC[:, :8], state=state).logits_BSV
+    rest = model(padded_BS[:, 8:], real_BC=real_BC, state=state).logits_BSV
     torch.testing.assert_close(torch.cat((first, rest), dim=1)[:, 4:], model(ids_BS).logits_BSV, rtol=0, atol=2e-5)
 
 
@@ -198,12 +198,11 @@ def test_generation_past_the_context_raises(tiny_model: MakeModel, draw_ids: Mak
         next(generate(tiny_model(), draw_ids(1, 30), max_new_tokens=3))
 
 
-def test_more_tokens_than_the_cache_holds_raise(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
-    model = tiny_model()
-    caches = model.new_caches(1, 4)
-    model(draw_ids(1, 4), caches=caches)
-    with pytest.raises(ValueError, match="do not fit"):
-        model(draw_ids(1, 1), caches=caches)
+def test_a_state_without_room_makes_it(tiny_model: MakeModel, draw_ids: MakeIds) -> None:
+    model, ids_BS = tiny_model(), draw_ids(2, 12)
+    state = model.new_state(2)
+    pieces = [model(part_BS, state=state).logits_BSV for part_BS in ids_BS.split([1, 4, 1, 6], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids_BS).logits_BSV, rtol=1e-5, atol=1e-5)
 
 
 def test_generating_counts_nothing_and_changes_no_weight(tiny_model: MakeModel, draw_ids: MakeIds) -> None:

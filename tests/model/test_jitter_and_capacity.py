@@ -105,8 +105,8 @@ def test_the_sensor_counts_before_dropping_and_the_dropped_apart(
 def test_decoding_with_a_capacity_equals_the_full_forward(tiny_settings: MakeSettings, draw_ids: MakeIds) -> None:
     settings, ids_BS = tiny_settings(init_std=0.3), draw_ids(3, 12)
     model = make_model(settings, capacity_factor=0.5, **SWITCH).eval()
-    caches = model.new_caches(3, 12)
-    pieces = [model(part_BS, caches=caches).logits_BSV for part_BS in ids_BS.split([5, 1, 6], dim=1)]
+    state = model.new_state(3, 12)
+    pieces = [model(part_BS, state=state).logits_BSV for part_BS in ids_BS.split([5, 1, 6], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids_BS).logits_BSV, rtol=0, atol=2e-5)
 
 
