@@ -16,12 +16,22 @@ from chronomoe.study.palette import BLACK, expert_colours
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_STRATA = 6
 
 
 def write_curves(comparison: Comparison, path: Path) -> Path | None:
-    """Draw the strata whose baseline has a curve, at most MAX_STRATA of them; None if there is none."""
+    """Draw into `path`; returns it, or None where no baseline has a curve."""
+    figure = draw_curves(comparison)
+    if figure is None:
+        return None
+    figure.savefig(path, dpi=DPI)
+    return path
+
+
+def draw_curves(comparison: Comparison) -> Figure | None:
+    """The strata whose baseline has a curve, at most MAX_STRATA of them; None if there is none."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -33,9 +43,9 @@ def write_curves(comparison: Comparison, path: Path) -> Path | None:
     panels = figure.subplots(len(strata), 2, squeeze=False)
     for stratum, (curves, differences) in zip(strata, panels, strict=True):
         arms = [arm for arm in comparison.arms if arm.stratum == stratum and has_curves(arm)]
-        others = iter(expert_colours(max(1, len(arms) - 1)))
-        for arm in arms:
-            draw_arm(curves, differences, arm, comparison.baseline_of(stratum), next(others, BLACK))
+        colours = [BLACK, *expert_colours(max(1, len(arms) - 1))]  # the baseline comes first
+        for arm, colour in zip(arms, colours, strict=False):
+            draw_arm(curves, differences, arm, comparison.baseline_of(stratum), colour)
         differences.axhline(0, color=BLACK, linewidth=1, linestyle="--")
         curves.set_title(stratum or "Mean over seeds", fontsize=11, loc="left")
         differences.set_title(f"Paired difference to {comparison.baseline}", fontsize=11, loc="left")
@@ -47,8 +57,7 @@ def write_curves(comparison: Comparison, path: Path) -> Path | None:
             axes.set_xlabel("tokens trained on")
             axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
             axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=DPI)
-    return path
+    return figure
 
 
 def has_curves(arm: Arm) -> bool:
@@ -59,7 +68,7 @@ def draw_arm(curves: Axes, differences: Axes, arm: Arm, baseline: Arm, colour: s
     mine = {seed: learning_curve(run) for seed, run in arm.runs.items()}
     grid_G = token_grid(list(mine.values()))
     if len(grid_G):
-        draw_band(curves, mean_band(list(mine.values()), grid_G), BLACK if arm.is_baseline else colour, arm.name)
+        draw_band(curves, mean_band(list(mine.values()), grid_G), colour, arm.name)
     if not arm.is_baseline:
         theirs = {seed: learning_curve(run) for seed, run in baseline.runs.items()}
         found = difference_band(mine, theirs)
