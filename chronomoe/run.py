@@ -75,22 +75,22 @@ def preflight(config: TrainConfig, run_dir: str | Path, *, quiet: bool = False, 
     from chronomoe.chrono.controller import Chronovisor
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
-    from chronomoe.model.sizing import measure
+    from chronomoe.model.sizing import size_of
     from chronomoe.training.devices import check_memory, choose_hardware
     from chronomoe.training.resuming import check_resumable, check_same_order
 
     check_writable(Path(run_dir))
     check_unused(config, Path(run_dir))
     check_installed(config.logger)
-    with torch.device("meta"):
-        model = LanguageModel(config.model, config.router)
-    size = measure(model, config.router.experts_per_token)
+    size = size_of(config.model, config.router)
     if here:
         check_memory(size, config.trainer, choose_hardware(config.trainer))
     controller = None
     if not config.model.dense:  # also reads what the law starts from, such as another run's record
         controller = Chronovisor(config.chrono, config.model.num_layers, config.model.num_experts)
     if config.ckpt_path is not None:
+        with torch.device("meta"):
+            model = LanguageModel(config.model, config.router)
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
         check_resumable(Path(config.ckpt_path), shapes, controller, config.trainer.max_steps)
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=quiet)

@@ -1,17 +1,26 @@
-"""How large a model is before any of it is allocated: parameters stored, parameters active per token, memory to
-train."""
+"""How large a model is, part by part and in closed form, before any of it is allocated: parameters stored, parameters
+that act on one token, and floating-point operations.
+
+    training FLOPs per token = 3 (forward FLOPs);  forward = 2 (active matrix parameters, embedding apart)
+                               + attention 2 S d per block (causal, counted once) + WKV, by chunks of C tokens
+An RWKV block (dim d, heads of N = 64, ranks R): 4 d^2 + 2 d (R_w + R_a + R_g) + 13 d, and 2 d R_v + d for its value
+residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 2 C N) FLOPs a token. The built model has just so many
+parameters (tested for every size, on the meta device).
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-
-from chronomoe.model.lm import LanguageModel
+from chronomoe.model.feedforward import ACTIVATIONS
+from chronomoe.model.rwkv import HEAD_DIM, ranks
+from chronomoe.model.schedule import RWKV
 from chronomoe.model.settings import ModelSettings, RouterSettings
 
 TRAINING_BYTES_PER_PARAMETER = 16
 """fp32 weight, gradient and AdamW's two moments, four bytes each. Activations come on top."""
+VECTORS_OF_TIME_MIX = 13
+"""Six shifts, w0, a0, xi, alpha, rho, and the norm's weight and bias."""
 
 
 class Size(NamedTuple):
@@ -28,14 +37,92 @@ class Size(NamedTuple):
         return f"{self.stored / 1e6:,.1f} M parameters, {self.active / 1e6:,.1f} M active per token"
 
 
-def measure(model: LanguageModel, experts_per_token: float) -> Size:
-    """Counts of a built model, on any device, meta included."""
-    stored = sum(parameter.numel() for parameter in model.parameters())
-    routed = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    return Size(stored, stored - round(routed * (1 - experts_per_token / model.settings.num_experts)))
+class Part(NamedTuple):
+    """One kind of parts, over all blocks."""
+
+    stored: int
+    active: int
+    flops: int
+    """Of one token's forward pass, at a mean position of a sequence."""
+
+
+def parts(model: ModelSettings, router: RouterSettings, seq_len: int = 0) -> dict[str, Part]:
+    """Name -> size of everything a model has parameters or operations in; `seq_len` tokens are read at once."""
+    dim, kinds = model.dim, model.kinds
+    recurrent = kinds.count(RWKV)
+    attending = len(kinds) - recurrent
+    found = {"embedding": fixed(model.vocab_size * dim, flops=0)}
+    head = model.vocab_size * dim
+    found["head"] = Part(0 if model.tie_embeddings else head, 0 if model.tie_embeddings else head, 2 * head)
+    norms = 2 * len(kinds) + 1 + (model.norm == "layer")
+    found["norms"] = fixed(norms * dim * (2 if model.norm == "layer" else 1), flops=0)
+    if attending:
+        width = dim // model.num_heads
+        weights = attending * 2 * dim * width * (model.num_heads + model.num_kv_heads)
+        seen = min(seq_len, model.attention_window or seq_len)
+        found["attention"] = fixed(weights, flops=2 * weights + attending * 2 * seen * dim)
+    if recurrent:
+        rank = ranks(dim)
+        low_rank = 2 * dim * (rank.decay + rank.rate + rank.gate)
+        residual = (recurrent - 1) * 2 * dim * rank.value
+        matrices = recurrent * (4 * dim**2 + low_rank) + residual
+        vectors = recurrent * VECTORS_OF_TIME_MIX * dim + (recurrent - 1) * dim
+        found["time mixing"] = fixed(matrices + vectors, flops=2 * matrices + recurrent * wkv_flops(dim, seq_len))
+        found["token shift"] = fixed(recurrent * dim, flops=0)
+    return found | feedforward_parts(model, router)
+
+
+def feedforward_parts(model: ModelSettings, router: RouterSettings) -> dict[str, Part]:
+    dim, taken = model.dim, router.experts_per_token
+    matrices = sum(
+        (ACTIVATIONS["squared_relu" if kind == RWKV else model.activation].parts + 1) * dim for kind in model.kinds
+    )
+    if model.dense:
+        width = round((taken + model.num_shared_experts) * model.hidden_dim)
+        return {"feed-forward": fixed(matrices * width, flops=2 * matrices * width)}
+    gates = model.num_layers * model.num_experts * dim
+    one = matrices * model.hidden_dim  # of each block's experts
+    active = round(one * taken)
+    found = {"gates": fixed(gates, flops=2 * gates), "experts": Part(one * model.num_experts, active, 2 * active)}
+    if model.num_shared_experts:
+        shared = one * model.num_shared_experts
+        found["shared experts"] = fixed(shared, flops=2 * shared)
+    return found
+
+
+def fixed(parameters: int, *, flops: int) -> Part:
+    """A part that every token passes."""
+    return Part(parameters, parameters, flops)
+
+
+def wkv_flops(dim: int, seq_len: int, chunk: int = 64) -> int:
+    """Forward FLOPs per token of one block's WKV; the recurrence, for a token at a time, 9 N^2 a head."""
+    heads = dim // HEAD_DIM
+    if seq_len < chunk:
+        return heads * 9 * HEAD_DIM**2
+    return heads * (14 * chunk * HEAD_DIM + 8 * HEAD_DIM**2 + 2 * chunk * HEAD_DIM)
 
 
 def size_of(model: ModelSettings, router: RouterSettings) -> Size:
-    """Counts of a model that need not fit anywhere: it is built on the meta device, which holds shapes only."""
-    with torch.device("meta"):
-        return measure(LanguageModel(model, router), router.experts_per_token)
+    found = parts(model, router).values()
+    return Size(sum(part.stored for part in found), sum(part.active for part in found))
+
+
+def training_flops(model: ModelSettings, router: RouterSettings, seq_len: int) -> int:
+    """Per token: forward, and twice as much backward."""
+    return 3 * sum(part.flops for part in parts(model, router, seq_len).values())
+
+
+def solve_hidden_dim(model: ModelSettings, target: float, per_layer_experts: float, multiple: int = 8) -> int:
+    """The expert width with which `per_layer_experts` experts of every block together hold `target` parameters, to the
+    nearest multiple. Raises ValueError for a target that no width reaches."""
+    matrices = sum(
+        (ACTIVATIONS["squared_relu" if kind == RWKV else model.activation].parts + 1) * model.dim for kind in model.kinds
+    )
+    exact = target / (per_layer_experts * matrices)
+    if exact < multiple / 2:
+        raise ValueError(
+            f"{target:,.0f} parameters leave {exact:.1f} hidden units an expert: raise the target, or lower "
+            f"model.dim or model.num_layers"
+        )
+    return multiple * round(exact / multiple)
