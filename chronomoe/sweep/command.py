@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -67,7 +68,8 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
         points = grid_points(axes, settings, make_point)
     here = launcher_settings.kind != "slurm"
     check_points(points or [Point(overrides=[], config=shared, run_dir=folder)], folder, here)
-    launcher = Launcher(launcher_settings, folder / "jobs", shared)
+    # A folder for each start: submitit names files after process numbers, which come again.
+    launcher = Launcher(launcher_settings, folder / "jobs" / time.strftime("%Y-%m-%d_%H-%M-%S"), shared)
     folder.mkdir(parents=True, exist_ok=True)
     record = record_of(shared, axes, varying(points))
     write_record(folder, record)
