@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from chronomoe.config import compose_config, register
-from chronomoe.sweep.axes import read_axes
-from chronomoe.sweep.command import check_sweep, compose_launcher
+from chronomoe.sweep.command import compose_launcher, read_sweep
 from chronomoe.sweep.points import Composer, grid_of
 
 ROOT = Path(__file__).parents[1]
@@ -75,10 +74,7 @@ def check_sweep_command(arguments: list[str]) -> None:
         compose_launcher(launching)
         if not overrides:
             return
-        _, fixed = read_axes({}, overrides)
-        shared, params = composer.shared(fixed)
-        axes, _ = read_axes(params, overrides)
-        check_sweep(shared, axes)
+        shared, axes, fixed = read_sweep(composer, overrides)
         points = grid_of(axes, shared.sweep.arms) if shared.sweep.sampler == "grid" else []
         for point in (points[:1], points[-1:]):
             for overrides in point:

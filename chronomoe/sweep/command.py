@@ -56,10 +56,7 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
     from chronomoe.sweep.source import Grid, Search, Source
     from chronomoe.sweep.trials import Trials
 
-    _, fixed = read_axes({}, overrides)
-    shared, params = composer.shared(fixed)
-    axes, _ = read_axes(params, overrides)
-    check_sweep(shared, axes)
+    shared, axes, fixed = read_sweep(composer, overrides)
     settings, folder = shared.sweep, Path(shared.sweep.dir) / str(shared.sweep.name)
     check_writable(folder)
     make_point = partial(composer.point, fixed, folder=folder)
@@ -94,6 +91,15 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
             f"{board.count(FAILED)} of {board.total} points failed: their errors are in {folder / 'results.csv'}; the "
             f"same command tries them again"
         )
+
+
+def read_sweep(composer: Composer, overrides: Sequence[str]) -> tuple[TrainConfig, list[Axis], list[str]]:
+    """What all points share, the axes, and the overrides of the command line that are no axis. Raises InputError."""
+    _, params = composer.shared(read_axes({}, overrides)[1])
+    axes, fixed = read_axes(params, overrides)  # a single value for an axis of the file shortens that axis
+    shared, _ = composer.shared(fixed)
+    check_sweep(shared, axes)
+    return shared, axes, fixed
 
 
 def compose_launcher(overrides: Sequence[str]) -> LauncherSettings:
