@@ -70,7 +70,7 @@ def main() -> None:
     say("Validation loss, two verdicts", map(say_verdict, verdicts, verdicts.values()))
     lines = [say_association(name, [panel]) for name, panel in panels.items()]
     together = [say_association("all arms", list(panels.values()))] if len(panels) > 1 else []
-    say("Coherence and validation loss, over the seeds of an arm (r > 0: more coherence, more loss)", lines + together)
+    say("Coherence and validation loss, correlation over the seeds of an arm (docs/statistics.md)", lines + together)
     say("Phases of coherence", (say_phases(name, list(found.values())) for name, found in phases.items()))
     say("Remarks", remarks(comparison))
 
@@ -140,10 +140,10 @@ def all_verdicts(comparison: Comparison) -> dict[str, Verdict]:
 
 
 def say_verdict(name: str, said: Verdict) -> str:
-    better = "loss lower, specialisation higher" if said.pareto else "loss lower"
+    better = "loss lower and specialisation higher" if said.pareto else "loss lower"
     return (
-        f"{name}: {said.interval} by its interval; documented rule: {said.documented} "
-        f"({better} in {said.better} of {said.n} seeds; an arm that does nothing is robust in {said.chance:.0%})"
+        f"{name}: {said.interval} by its interval; by the documented rule {said.documented}: {better} in "
+        f"{said.better} of {said.n} seeds (robust by chance: {said.chance:.0%})"
     )
 
 

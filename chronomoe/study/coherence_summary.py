@@ -32,17 +32,17 @@ def read_coherence(arm: Arm) -> ArmCoherence:
 
 
 def say_association(name: str, panels: Sequence[Panel]) -> str:
-    """One line; `panels` of one arm, or of all of them."""
-    parts = [say_part("changes", of_changes(panels)), say_part("at the end", of_ends(panels))]
-    parts += [f"over time {value:+.2f}" for panel in panels if (value := over_time(panel)) is not None][:1]
-    return f"{name}: " + ", ".join(part for part in parts if part)
+    """One line; `panels` of one arm, or of several side by side. n is seeds × columns."""
+    line = f"{name}: changes {say_part(of_changes(panels))}; end {say_part(of_ends(panels))}"
+    over = over_time(panels[0]) if len(panels) == 1 else None
+    return line if over is None else f"{line}; over time {over:+.2f}"
 
 
-def say_part(name: str, found: Association | None) -> str:
+def say_part(found: Association | None) -> str:
     if found is None:
-        return f"{name}: too few seeds or no change"
-    over = f"{found.seeds} seeds × {found.columns}"
-    return f"{name} r {found.r:+.2f} (null {found.null_mean:+.2f} ± {found.null_sd:.2f}, p {found.p:.2g}, {over})"
+        return "– (too few seeds, or no change)"
+    null = f"{round(found.null_mean, 2) + 0.0:.2f} ± {found.null_sd:.2f}"  # + 0.0 makes -0.0 plain
+    return f"{found.r:+.2f} (null {null}, p {found.p:.2g}, n {found.seeds} × {found.columns})"
 
 
 def say_phases(name: str, phases: Sequence[Phases]) -> str:

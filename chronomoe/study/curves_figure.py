@@ -1,11 +1,12 @@
 """`curves.png`: validation loss of every arm by tokens, and what it differs by from the baseline's, with bands.
 
 One row a stratum: on the left the mean over seeds, on the right the mean paired difference, both with their 95% bands
-(`bands.py`). A difference whose band holds 0 is not told apart there.
+(`bands.py`). A difference whose band holds 0 is not told apart there. Of many arms those of the lowest loss are drawn.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_STRATA = 6
+MAX_ARMS = 12
 
 
 def write_curves(comparison: Comparison, path: Path) -> Path | None:
@@ -42,10 +44,11 @@ def draw_curves(comparison: Comparison) -> Figure | None:
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(strata), 2, squeeze=False)
     for stratum, (curves, differences) in zip(strata, panels, strict=True):
-        arms = [arm for arm in comparison.arms if arm.stratum == stratum and has_curves(arm)]
-        colours = [BLACK, *expert_colours(max(1, len(arms) - 1))]  # the baseline comes first
-        for arm, colour in zip(arms, colours, strict=False):
-            draw_arm(curves, differences, arm, comparison.baseline_of(stratum), colour)
+        baseline, *others = [arm for arm in comparison.arms if arm.stratum == stratum and has_curves(arm)]
+        shown = sorted(others, key=loss_difference)[:MAX_ARMS] if len(others) > MAX_ARMS else others
+        colours = [BLACK, *expert_colours(max(1, len(shown)))]
+        for arm, colour in zip([baseline, *shown], colours, strict=False):
+            draw_arm(curves, differences, arm, baseline, colour)
         differences.axhline(0, color=BLACK, linewidth=1, linestyle="--")
         curves.set_title(stratum or "Mean over seeds", fontsize=11, loc="left")
         differences.set_title(f"Paired difference to {comparison.baseline}", fontsize=11, loc="left")
@@ -55,9 +58,15 @@ def draw_curves(comparison: Comparison) -> Figure | None:
         )
         for axes in (curves, differences):
             axes.set_xlabel("tokens trained on")
+            axes.locator_params(axis="x", nbins=5)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
             axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def loss_difference(arm: Arm) -> float:
+    """By which arms are chosen when not all of them can be shown."""
+    return arm.effects["val_loss"].mean_difference if "val_loss" in arm.effects else math.inf
 
 
 def has_curves(arm: Arm) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from made_runs import made_run
 
 from chronomoe.study.comparison import Comparison, compare_runs
-from chronomoe.study.curves_figure import MAX_STRATA, draw_curves
+from chronomoe.study.curves_figure import MAX_ARMS, MAX_STRATA, draw_curves
 
 STEP = np.arange(1.0, 51.0)
 
@@ -43,6 +45,19 @@ def test_every_stratum_is_a_row_as_far_as_there_is_room() -> None:
     figure = draw_curves(compared(dims=MAX_STRATA + 1))
     assert figure is not None
     assert len(figure.axes) == 2 * MAX_STRATA
+
+
+def test_of_many_arms_those_of_the_lowest_loss_are_drawn() -> None:
+    laws = ("off", *(f"law{number:02d}" for number in range(MAX_ARMS + 3)))
+    comparison = compared(laws)
+    by_loss = {arm.name: {**arm.effects, "val_loss": arm.effects["val_loss"]} for arm in comparison.arms}
+    for number, law in enumerate(laws):
+        by_loss[law]["val_loss"] = by_loss[law]["val_loss"]._replace(mean_difference=-number)
+    arms = [replace(arm, effects=by_loss[arm.name]) for arm in comparison.arms]
+    figure = draw_curves(replace(comparison, arms=arms))
+    assert figure is not None
+    drawn = [line.get_label().split()[0] for line in figure.axes[0].lines]
+    assert drawn == ["off", *reversed(laws[4:])]
 
 
 def test_without_curves_nothing_is_drawn() -> None:
