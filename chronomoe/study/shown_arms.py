@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from chronomoe.study.arms import words_of
+from chronomoe.study.arms import BETWEEN_OVERRIDES
 from chronomoe.study.comparison import Arm, Comparison
 from chronomoe.study.comparison_table import label
 from chronomoe.study.palette import BLACK, arm_styles
@@ -63,11 +63,17 @@ def show_arms(comparison: Comparison) -> list[ShownArm]:
     return shown
 
 
+def words_of(name: str) -> dict[str, str]:
+    """Key -> value of the name of an arm or stratum. The bare first word of an arm of no sweep is its law."""
+    words = [word for word in BETWEEN_OVERRIDES.split(name) if word]
+    return {key: value for key, _, value in (("law=" * ("=" not in word) + word).partition("=") for word in words)}
+
+
 def is_ordered(names: Sequence[str]) -> bool:
     """Whether the arms are steps of one number."""
-    words = [words_of(name) for name in names]
-    keys = {key for mine in words for key in mine}
-    return len(names) > 1 and len(keys) == 1 and all(as_number(mine.get(key, "")) is not None for mine in words for key in keys)
+    words = [word for name in names for word in words_of(name).items()]
+    is_one_setting = len(words) == len(names) and len({key for key, _ in words}) == 1
+    return len(names) > 1 and is_one_setting and all(as_number(value) is not None for _, value in words)
 
 
 def as_number(text: str) -> float | None:
