@@ -32,8 +32,8 @@ def read_coherence(arm: Arm) -> ArmCoherence:
 
 
 def say_association(name: str, panels: Sequence[Panel]) -> str:
-    """One line; `panels` of one arm, or of several side by side."""
-    line = f"{name}: changes {say_part(of_changes(panels))}; at the end {say_part(of_ends(panels))}"
+    """One line; `panels` of one arm, or of several side by side. n is seeds × columns."""
+    line = f"{name}: changes {say_part(of_changes(panels))}; end {say_part(of_ends(panels))}"
     over = over_time(panels[0]) if len(panels) == 1 else None
     return line if over is None else f"{line}; over time {over:+.2f}"
 
@@ -42,7 +42,7 @@ def say_part(found: Association | None) -> str:
     if found is None:
         return "– (too few seeds, or no change)"
     null = f"{round(found.null_mean, 2) + 0.0:.2f} ± {found.null_sd:.2f}"  # + 0.0 makes -0.0 plain
-    return f"{found.r:+.2f} (null {null}, p {found.p:.2g}, {found.seeds} seeds × {found.columns})"
+    return f"{found.r:+.2f} (null {null}, p {found.p:.2g}, n {found.seeds} × {found.columns})"
 
 
 def say_phases(name: str, phases: Sequence[Phases]) -> str:

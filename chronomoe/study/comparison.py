@@ -183,5 +183,10 @@ def versions(runs: Sequence[Run]) -> list[str]:
     )
     if len(seen) == 1:
         return []
-    shown = ", ".join(f"{(revision or 'unknown')[:9]} with torch {torch}" for revision, torch in seen)
+    shown = ", ".join(f"{short(revision)} with torch {torch}" for revision, torch in seen)
     return [f"the runs come from {len(seen)} versions: {shown}"]
+
+
+def short(revision: str | None) -> str:
+    """Nine digits, and the `+` of a changed tree."""
+    return "unknown" if revision is None else revision[:9] + "+" * revision.endswith("+")

@@ -58,6 +58,7 @@ def draw_curves(comparison: Comparison) -> Figure | None:
         )
         for axes in (curves, differences):
             axes.set_xlabel("tokens trained on")
+            axes.locator_params(axis="x", nbins=5)
             axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1e6:g} M")
             axes.spines[["top", "right"]].set_visible(False)
     return figure

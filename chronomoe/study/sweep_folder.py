@@ -38,9 +38,13 @@ def find_runs(folder: Path) -> list[Path]:
             names.clear()
     if not found:
         raise InputError(f"runs={folder}: no run in it (no config.yaml); give the folder of a sweep or a multirun")
-    found.sort(key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", str(path))])
     order = point_order(folder)
-    return sorted(found, key=lambda path: order.get(path.name, len(order)))
+    return sorted(found, key=lambda path: (order.get(path.name, len(order)), by_numbers(path)))
+
+
+def by_numbers(path: Path) -> list[str]:
+    """Sorts `run_9` before `run_10`."""
+    return [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def point_order(folder: Path) -> dict[str, int]:
