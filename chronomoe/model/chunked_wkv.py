@@ -10,26 +10,30 @@ stay within C * 0.6065, RWKV-7's bound on a decay, which fp32 holds for C <= 128
 tokens say, so that a token's output depends bit by bit on the past alone.
 
 Documents: where one begins inside a chunk, G begins anew, P is filled with zeros across the border, rows after the
-first border do not see S_0, and only the last document's rows reach S_C. Masks of fixed shape, so nothing waits for the
-host and no product of one document's numbers enters another.
+first border do not see S_0, and only the last document's rows reach S_C. These are masks of fixed shape: nothing waits
+for the host, and no product of one document's numbers enters another.
 
 Axes: B batch, S sequence, H heads, N head width (keys and values), C tokens of a chunk, M chunks, Z = B*H,
-X = M*B*H, R = 2C: r above a, k above b, v above U.
+X = M*B*H, R = 2C: r above a, k above b, v above U. Of B and M, a tile at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from chronomoe.model.unit_lower import invert_unit_lower
 from chronomoe.model.wkv import exact_products, state_dtype
 
-CHUNK = 64
+CHUNK = 32
 CHUNKS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Powers of two for the inverse, no longer than fp32's exponents allow."""
+TILE = 64 * 32
+"""Tokens times heads that a thread of a processor works on at once: what they need stays in its cache."""
 
 
 def wkv_chunked(
@@ -54,8 +58,8 @@ def wkv_chunked(
 class Documents(NamedTuple):
     """Of the tokens of each chunk, by the number of documents that began in it up to there."""
 
-    same_MB1CC: Tensor
-    """Both tokens are of one document."""
+    other_MB1CC: Tensor
+    """The two tokens are of different documents."""
     later_MB1C1: Tensor
     """A document began since the chunk did: the incoming state is gone."""
     ended_MB1C1: Tensor
@@ -65,13 +69,15 @@ class Documents(NamedTuple):
 def number_documents(starts_BS: Tensor, chunk: int) -> Documents:
     number_MB1C = in_chunks(starts_BS[..., None, None], chunk)[..., 0].cumsum(dim=-1)
     return Documents(
-        number_MB1C[..., :, None] == number_MB1C[..., None, :],
+        number_MB1C[..., :, None] != number_MB1C[..., None, :],
         (number_MB1C > 0)[..., None],
         (number_MB1C < number_MB1C[..., -1:])[..., None],
     )
 
 
-class Decays(NamedTuple):
+class Rows(NamedTuple):
+    """What a tile's products are of."""
+
     summing_XCC: Tensor
     """1 where the second token's log w counts for the first: G = summing log_w. [C, C] without documents."""
     upto_XCN: Tensor
@@ -80,27 +86,30 @@ class Decays(NamedTuple):
     """e^X."""
     undo_XCN: Tensor
     """e^-G."""
+    queries_XRN: Tensor
+    """Q above A."""
+    keys_XRN: Tensor
+    """K above D."""
 
 
-def form_decays(log_w_MBHCN: Tensor, documents: Documents | None, dtype: torch.dtype) -> Decays:
-    chunk, width = log_w_MBHCN.shape[-2:]
-    log_w_XCN = log_w_MBHCN.to(dtype).reshape(-1, chunk, width)
-    summing = torch.ones(chunk, chunk, dtype=dtype, device=log_w_XCN.device).tril()
+def form_rows(
+    r: Tensor, log_w: Tensor, k: Tensor, a: Tensor, b: Tensor, documents: Documents | None, dtype: torch.dtype
+) -> Rows:
+    """Of inputs [M, B, H, C, N]."""
+    shape = log_w.shape
+    log_w_XCN = log_w.to(dtype).reshape(-1, *shape[3:])
+    summing = torch.ones(shape[3], shape[3], dtype=dtype, device=log_w.device).tril_()
     if documents is not None:
-        same_MBHCC = documents.same_MB1CC.expand(*log_w_MBHCN.shape[:3], -1, -1)
-        summing = summing.masked_fill(~same_MBHCC, 0.0).flatten(0, 2)
+        summing = summing.masked_fill(documents.other_MB1CC.expand(*shape[:3], -1, -1), 0.0).flatten(0, 2)
     sum_XCN = summing @ log_w_XCN
     upto_XCN = sum_XCN.exp()
-    return Decays(summing, upto_XCN, sum_XCN.sub_(log_w_XCN).exp_(), upto_XCN.reciprocal())
-
-
-def stack_rows(above_MBHCN: Tensor, below_MBHCN: Tensor, by_above_XCN: Tensor, by_below_XCN: Tensor) -> Tensor:
-    """Both, each scaled, one above the other: [X, R, N]."""
-    rows_MBHRN = by_above_XCN.new_empty(*above_MBHCN.shape[:3], 2 * above_MBHCN.shape[3], above_MBHCN.shape[4])
-    above_out, below_out = rows_MBHRN.chunk(2, dim=3)
-    torch.mul(above_MBHCN, by_above_XCN.view(above_MBHCN.shape), out=above_out)
-    torch.mul(below_MBHCN, by_below_XCN.view(below_MBHCN.shape), out=below_out)
-    return rows_MBHRN.flatten(0, 2)
+    before_XCN, undo_XCN = sum_XCN.sub_(log_w_XCN).exp_(), upto_XCN.reciprocal()
+    queries_MBHRN, keys_MBHRN = upto_XCN.new_empty(2, *shape[:3], 2 * shape[3], shape[4])
+    products = (r, upto_XCN), (a, before_XCN), (k, undo_XCN), (b, undo_XCN)
+    outs = *queries_MBHRN.chunk(2, dim=3), *keys_MBHRN.chunk(2, dim=3)
+    for (x, factor_XCN), out in zip(products, outs, strict=True):
+        torch.mul(x, factor_XCN.view(shape), out=out)
+    return Rows(summing, upto_XCN, before_XCN, undo_XCN, queries_MBHRN.flatten(0, 2), keys_MBHRN.flatten(0, 2))
 
 
 def mask_pairs(pairs_XRR: Tensor, documents: Documents | None) -> Tensor:
@@ -110,8 +119,8 @@ def mask_pairs(pairs_XRR: Tensor, documents: Documents | None) -> Tensor:
         for column in (0, chunk):
             pairs_XRR[:, row : row + chunk, column : column + chunk].tril_(diagonal)
     if documents is not None:
-        m, b = documents.same_MB1CC.shape[:2]
-        other_MB11C1C = ~documents.same_MB1CC[:, :, :, None, :, None, :]
+        m, b = documents.other_MB1CC.shape[:2]
+        other_MB11C1C = documents.other_MB1CC[:, :, :, None, :, None]
         pairs_XRR.view(m, b, -1, 2, chunk, 2, chunk).masked_fill_(other_MB11C1C, 0.0)
     return pairs_XRR
 
@@ -123,31 +132,121 @@ def clear_rows(rows_XRN: Tensor, gone_MB1C1: Tensor) -> Tensor:
     return rows_XRN
 
 
-def invert_unit_lower(strict_XCC: Tensor) -> Tensor:
-    """(I - P)^-1 of strictly lower P, C a power of two. Neighbouring inverted blocks A^-1, B^-1 of the diagonal and the
-    block P_BA between them give the next larger one, whose lower left is B^-1 P_BA A^-1.
+def keep_state(state_ZNN: Tensor, documents: Documents | None, m: int) -> Tensor:
+    """Zero where a document began in chunk m."""
+    if documents is None:
+        return state_ZNN
+    gone_B111 = documents.later_MB1C1[m, :, :, -1:]
+    return state_ZNN.unflatten(0, (len(gone_B111), -1)).masked_fill(gone_B111, 0.0).flatten(0, 1)
 
-    Not by (I + P)(I + P^2)(I + P^4)..., which needs no blocks: where keys repeat, its powers of P grow like binomials
-    and cancel.
-    """
-    chunk, width = strict_XCC.shape[-1], 1
-    inverse_XCC = torch.eye(chunk, dtype=strict_XCC.dtype, device=strict_XCC.device).repeat(len(strict_XCC), 1, 1)
-    while width < chunk:
-        grid = (chunk // (2 * width), 2, width)
-        of_P, of_inverse = (
-            matrix.unflatten(2, grid).unflatten(1, grid).diagonal(dim1=1, dim2=4).movedim(-1, 1)
-            for matrix in (strict_XCC, inverse_XCC)
-        )  # [X, blocks, 2, width, 2, width]
-        left, right = (of_inverse[:, :, n, :, n].reshape(-1, width, width) for n in (1, 0))
-        between = of_P[:, :, 1, :, 0].reshape(-1, width, width)
-        of_inverse[:, :, 1, :, 0] = (left @ between @ right).view(len(strict_XCC), -1, width, width)
-        width *= 2
-    return inverse_XCC
+
+class Kept(NamedTuple):
+    """Of a tile, for the backward pass, which forms its rows and pairs again."""
+
+    values_XRN: Tensor
+    """V above U."""
+    inverse_XCC: Tensor
+    states_MZNN: Tensor
+    """Before each chunk and after the last: M + 1."""
+
+
+def run_tile(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    v: Tensor,
+    a: Tensor,
+    b: Tensor,
+    state_ZNN: Tensor,
+    documents: Documents | None,
+    out_MBHCN: Tensor,
+) -> Kept:
+    """Inputs [M, B, H, C, N]; writes O to `out_MBHCN`."""
+    chunks, chunk = v.shape[0], v.shape[3]
+    rows = form_rows(r, log_w, k, a, b, documents, state_ZNN.dtype)
+    queries_XRN, keys_XRN = rows.queries_XRN, rows.keys_XRN
+    pairs_XRR = mask_pairs(queries_XRN @ keys_XRN.mT, documents)
+    inverse_XCC = invert_unit_lower(pairs_XRR[:, chunk:, chunk:])
+    values_XRN = torch.empty_like(keys_XRN)
+    values_XRN[:, :chunk].view(v.shape).copy_(v)
+    held_XCN = pairs_XRR[:, chunk:, :chunk] @ values_XRN[:, :chunk]
+    if documents is not None:
+        clear_rows(queries_XRN, documents.later_MB1C1)
+        clear_rows(keys_XRN, documents.ended_MB1C1)
+    states_MZNN = state_ZNN.new_empty(chunks + 1, *state_ZNN.shape)
+    states_MZNN[0] = state_ZNN
+    of_chunk = queries_XRN[:, chunk:], keys_XRN.mT, values_XRN, inverse_XCC, held_XCN, rows.upto_XCN[:, -1, :, None]
+    loop = zip(*(x.unflatten(0, (chunks, -1)) for x in of_chunk), states_MZNN[:-1], states_MZNN[1:], strict=True)
+    for m, (A, K, V, inverse, held, decay, before, after) in enumerate(loop):
+        torch.bmm(inverse, torch.baddbmm(held, A, before), out=V[:, chunk:])
+        torch.mul(torch.baddbmm(keep_state(before, documents, m), K, V), decay, out=after)
+    o_XCN = pairs_XRR[:, :chunk] @ values_XRN
+    o_XCN.baddbmm_(queries_XRN[:, :chunk], states_MZNN[:-1].flatten(0, 1))
+    out_MBHCN.copy_(o_XCN.view(v.shape))
+    return Kept(values_XRN, inverse_XCC, states_MZNN)
+
+
+def differentiate_tile(
+    r: Tensor,
+    log_w: Tensor,
+    k: Tensor,
+    a: Tensor,
+    b: Tensor,
+    kept: Kept,
+    documents: Documents | None,
+    d_o_MBHCN: Tensor,
+    d_state_ZNN: Tensor,
+    d_inputs: tuple[Tensor, ...],
+) -> Tensor:
+    """Writes the gradients of r, log_w, k, v, a, b to `d_inputs`, [M, B, H, C, N], and returns the incoming state's."""
+    values_XRN, inverse_XCC, states_MZNN = kept
+    shape = d_o_MBHCN.shape
+    chunks, chunk = shape[0], shape[3]
+    rows = form_rows(r, log_w, k, a, b, documents, values_XRN.dtype)
+    queries_XRN, keys_XRN = rows.queries_XRN, rows.keys_XRN
+    pairs_XRR = mask_pairs(queries_XRN @ keys_XRN.mT, documents)
+    seeing_XRN, leaving_XRN = queries_XRN, keys_XRN
+    if documents is not None:
+        seeing_XRN = clear_rows(queries_XRN.clone(), documents.later_MB1C1)
+        leaving_XRN = clear_rows(keys_XRN.clone(), documents.ended_MB1C1)
+    d_rows_XRN = torch.empty_like(queries_XRN)  # of O, above that of A S_0 + P_ak V
+    d_rows_XRN[:, :chunk].view(shape).copy_(d_o_MBHCN)
+    d_values_XRN = pairs_XRR[:, :chunk].mT @ d_rows_XRN[:, :chunk]
+    d_states_MZNN = torch.empty_like(states_MZNN)
+    d_states_MZNN[-1] = d_state_ZNN
+    d_sums_MZNN = torch.empty_like(states_MZNN[1:])  # of S_0 + K^T V + D^T U
+    of_chunk = seeing_XRN.mT, leaving_XRN, d_values_XRN, inverse_XCC.mT, d_rows_XRN, rows.upto_XCN[:, -1, :, None]
+    loop = zip(*(x.unflatten(0, (chunks, -1)) for x in of_chunk), d_states_MZNN, d_states_MZNN[1:], d_sums_MZNN, strict=False)
+    for m, (seeing, leaving, d_values, inverse, d_rows, decay, d_before, d_after, d_sum) in reversed([*enumerate(loop)]):
+        torch.mul(d_after, decay, out=d_sum)
+        d_values.baddbmm_(leaving, d_sum)
+        torch.bmm(inverse, d_values[:, chunk:], out=d_rows[:, chunk:])
+        torch.baddbmm(keep_state(d_sum, documents, m), seeing, d_rows, out=d_before)
+    d_v_XCN = d_values_XRN[:, :chunk].baddbmm_(pairs_XRR[:, chunk:, :chunk].mT, d_rows_XRN[:, chunk:])
+    d_pairs_XRR = mask_pairs(torch.bmm(d_rows_XRN, values_XRN.mT, out=pairs_XRR), documents)
+    d_queries_XRN = d_rows_XRN @ states_MZNN[:-1].flatten(0, 1).mT
+    d_keys_XRN = values_XRN @ d_sums_MZNN.flatten(0, 1).mT
+    if documents is not None:
+        clear_rows(d_queries_XRN, documents.later_MB1C1)
+        clear_rows(d_keys_XRN, documents.ended_MB1C1)
+    d_queries_XRN.baddbmm_(d_pairs_XRR, keys_XRN)
+    d_keys_XRN.baddbmm_(d_pairs_XRR.mT, queries_XRN)
+    # The powers of e are factors of the rows: d_G = d_Q Q + d_A A - d_K K - d_D D, and d_S S for the state that leaves
+    of_r_XCN, of_a_XCN = queries_XRN.mul_(d_queries_XRN).chunk(2, dim=1)
+    of_k_XCN, of_b_XCN = keys_XRN.mul_(d_keys_XRN).chunk(2, dim=1)
+    d_sum_XCN = of_r_XCN.add_(of_a_XCN).sub_(of_k_XCN).sub_(of_b_XCN)
+    d_sum_XCN[:, -1] += torch.linalg.vecdot(d_states_MZNN[1:], states_MZNN[1:]).flatten(0, 1)
+    d_r, d_log_w, d_k, d_v, d_a, d_b = d_inputs
+    torch.sub((rows.summing_XCC.mT @ d_sum_XCN).view(shape), of_a_XCN.view(shape), out=d_log_w)
+    d_v.copy_(d_v_XCN.view(shape))
+    (d_Q, d_A), (d_K, d_D) = d_queries_XRN.chunk(2, dim=1), d_keys_XRN.chunk(2, dim=1)
+    products = (d_Q, rows.upto_XCN), (d_A, rows.before_XCN), (d_K, rows.undo_XCN), (d_D, rows.undo_XCN)
+    for (d_row_XCN, factor_XCN), out in zip(products, (d_r, d_a, d_k, d_b), strict=True):
+        torch.mul(d_row_XCN.view(shape), factor_XCN.view(shape), out=out)
+    return d_states_MZNN[0]
 
 
 class ChunkedWKV(torch.autograd.Function):
-    """The backward pass forms the chunks' pairs again; kept are U, the inverse and the state between chunks."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -162,128 +261,66 @@ class ChunkedWKV(torch.autograd.Function):
         chunk: int,
     ) -> tuple[Tensor, Tensor]:
         dtype = state_dtype(r, log_w, k, v, a, b, state_BHNN)
-        length = r.shape[1]
+        inputs = r, log_w, k, v, a, b
+        o_BSHN = new_padded(r, chunk, dtype)
+        new_state_BHNN = state_BHNN.to(dtype, copy=True)
+        kept = []
         with exact_products(r.device.type):
-            documents = None if starts_BS is None else number_documents(starts_BS, chunk)
-            decays, queries_XRN, keys_XRN = form_rows(r, log_w, k, a, b, documents, chunk, dtype)
-            pairs_XRR = mask_pairs(queries_XRN @ keys_XRN.mT, documents)
-            inverse_XCC = invert_unit_lower(pairs_XRR[:, chunk:, chunk:])
-            v_MBHCN = in_chunks(v, chunk)
-            chunks = len(v_MBHCN)
-            values_XRN = torch.empty_like(keys_XRN)
-            values_XRN[:, :chunk].view(v_MBHCN.shape).copy_(v_MBHCN)
-            held_XCN = pairs_XRR[:, chunk:, :chunk] @ values_XRN[:, :chunk]
-            if documents is not None:
-                clear_rows(queries_XRN, documents.later_MB1C1)
-                clear_rows(keys_XRN, documents.ended_MB1C1)
-            A, K, V, inverse, held = (
-                x.unflatten(0, (chunks, -1))
-                for x in (queries_XRN[:, chunk:], keys_XRN, values_XRN, inverse_XCC, held_XCN)
-            )
-            decay_MZN1 = decays.upto_XCN[:, -1, :, None].unflatten(0, (chunks, -1))
-            states = [state_BHNN.to(dtype).flatten(0, 1)]
-            for m in range(chunks):
-                V[m, :, chunk:] = inverse[m] @ torch.baddbmm(held[m], A[m], states[m])
-                kept_ZNN = keep_state(states[m], documents, m)
-                states.append(torch.baddbmm(kept_ZNN, K[m].mT, V[m]) * decay_MZN1[m])
-            states_MZNN = torch.stack(states)
-            o_XCN = torch.baddbmm(pairs_XRR[:, :chunk] @ values_XRN, queries_XRN[:, :chunk], states_MZNN[:-1].flatten(0, 1))
-        ctx.save_for_backward(r, log_w, k, a, b, starts_BS, values_XRN, inverse_XCC, states_MZNN)
-        ctx.chunk, ctx.dtypes = chunk, (v.dtype, state_BHNN.dtype)
-        return in_sequence(o_XCN, v_MBHCN.shape, length), states[-1].view(state_BHNN.shape).clone()
+            for rows, tokens in tiles(r.shape, chunk, r.device):
+                of_tile = (in_chunks(x[rows, tokens], chunk) for x in inputs)
+                documents = None if starts_BS is None else number_documents(starts_BS[rows, tokens], chunk)
+                state_ZNN = new_state_BHNN[rows].flatten(0, 1)
+                kept.append(run_tile(*of_tile, state_ZNN, documents, in_chunks(o_BSHN[rows, tokens], chunk)))
+                new_state_BHNN[rows] = kept[-1].states_MZNN[-1].view(new_state_BHNN[rows].shape)
+        ctx.save_for_backward(r, log_w, k, a, b, starts_BS, *(x for tile in kept for x in tile))
+        ctx.chunk, ctx.v_dtype, ctx.state_dtype = chunk, v.dtype, state_BHNN.dtype
+        return o_BSHN[:, : r.shape[1]], new_state_BHNN
 
     @staticmethod
     def backward(ctx: Any, d_o_BSHN: Tensor, d_state_BHNN: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        r, log_w, k, a, b, starts_BS, values_XRN, inverse_XCC, states_MZNN = ctx.saved_tensors
-        chunk, length, dtype = ctx.chunk, r.shape[1], values_XRN.dtype
+        *inputs, starts_BS = ctx.saved_tensors[:6]
+        kept = [Kept(*ctx.saved_tensors[n : n + 3]) for n in range(6, len(ctx.saved_tensors), 3)]
+        r, log_w, k, a, b = inputs
+        length, chunk = r.shape[1], ctx.chunk
+        dtypes = r.dtype, log_w.dtype, k.dtype, ctx.v_dtype, a.dtype, b.dtype
+        d_inputs = [new_padded(r, chunk, dtype) for dtype in dtypes]
+        d_state_BHNN = d_state_BHNN.to(kept[0].states_MZNN.dtype, copy=True)
         with exact_products(r.device.type):
-            documents = None if starts_BS is None else number_documents(starts_BS, chunk)
-            decays, queries_XRN, keys_XRN = form_rows(r, log_w, k, a, b, documents, chunk, dtype)
-            pairs_XRR = mask_pairs(queries_XRN @ keys_XRN.mT, documents)
-            seeing_XRN, leaving_XRN = queries_XRN, keys_XRN
-            if documents is not None:
-                seeing_XRN = clear_rows(queries_XRN.clone(), documents.later_MB1C1)
-                leaving_XRN = clear_rows(keys_XRN.clone(), documents.ended_MB1C1)
-            d_o_MBHCN = in_chunks(d_o_BSHN, chunk)
-            chunks, shape = len(d_o_MBHCN), d_o_MBHCN.shape
-            d_rows_XRN = torch.empty_like(queries_XRN)  # of O, above that of A S_0 + P_ak V
-            d_rows_XRN[:, :chunk].view(shape).copy_(d_o_MBHCN)
-            d_values_XRN = pairs_XRR[:, :chunk].mT @ d_rows_XRN[:, :chunk]
-            seeing, leaving, inverse, d_rows, d_values = (
-                x.unflatten(0, (chunks, -1)) for x in (seeing_XRN, leaving_XRN, inverse_XCC, d_rows_XRN, d_values_XRN)
-            )
-            decay_MZN1 = decays.upto_XCN[:, -1, :, None].unflatten(0, (chunks, -1))
-            d_state_ZNN = d_state_BHNN.to(dtype).flatten(0, 1)
-            d_sums_MZNN = torch.empty_like(states_MZNN[1:])  # of S_0 + K^T V + D^T U
-            d_whole_MZN = torch.empty_like(decay_MZN1[..., 0])  # of G_C in the decay of the whole
-            for m in reversed(range(chunks)):
-                torch.sum(d_state_ZNN * states_MZNN[m + 1], dim=-1, out=d_whole_MZN[m])
-                torch.mul(d_state_ZNN, decay_MZN1[m], out=d_sums_MZNN[m])
-                d_values[m].baddbmm_(leaving[m], d_sums_MZNN[m])
-                d_rows[m, :, chunk:] = inverse[m].mT @ d_values[m, :, chunk:]
-                d_kept_ZNN = keep_state(d_sums_MZNN[m], documents, m)
-                d_state_ZNN = torch.baddbmm(d_kept_ZNN, seeing[m].mT, d_rows[m])
-            d_v_XCN = d_values_XRN[:, :chunk].baddbmm_(pairs_XRR[:, chunk:, :chunk].mT, d_rows_XRN[:, chunk:])
-            d_pairs_XRR = mask_pairs(torch.bmm(d_rows_XRN, values_XRN.mT, out=pairs_XRR), documents)
-            d_queries_XRN = d_rows_XRN @ states_MZNN[:-1].flatten(0, 1).mT
-            d_keys_XRN = values_XRN @ d_sums_MZNN.flatten(0, 1).mT
-            if documents is not None:
-                clear_rows(d_queries_XRN, documents.later_MB1C1)
-                clear_rows(d_keys_XRN, documents.ended_MB1C1)
-            d_queries_XRN.baddbmm_(d_pairs_XRR, keys_XRN)
-            d_keys_XRN.baddbmm_(d_pairs_XRR.mT, queries_XRN)
-            # e^G, e^X and e^-G multiply what their gradient is read off: d_G = d_Q Q + d_A A - d_K K - d_D D
-            of_r_XCN, of_a_XCN = (d_queries_XRN * queries_XRN).chunk(2, dim=1)
-            of_k_XCN, of_b_XCN = keys_XRN.mul_(d_keys_XRN).chunk(2, dim=1)
-            d_sum_XCN = (of_r_XCN + of_a_XCN).sub_(of_k_XCN).sub_(of_b_XCN)
-            d_sum_XCN[:, -1] += d_whole_MZN.flatten(0, 1)
-            d_log_w_XCN = decays.summing_XCC.mT @ d_sum_XCN - of_a_XCN
-            d_r_XCN, d_a_XCN = (x * y for x, y in zip(d_queries_XRN.chunk(2, dim=1), decays[1:3], strict=True))
-            d_k_XCN, d_b_XCN = (x * decays.undo_XCN for x in d_keys_XRN.chunk(2, dim=1))
-        v_dtype, state_dtype_ = ctx.dtypes
-        given = zip(
-            (d_r_XCN, d_log_w_XCN, d_k_XCN, d_v_XCN, d_a_XCN, d_b_XCN),
-            (r.dtype, log_w.dtype, k.dtype, v_dtype, a.dtype, b.dtype),
-            strict=True,
-        )
-        d_inputs = (in_sequence(d_x_XCN, shape, length).to(wanted) for d_x_XCN, wanted in given)
-        return *d_inputs, d_state_ZNN.view(d_state_BHNN.shape).to(state_dtype_), None, None
+            for (rows, tokens), tile in reversed([*zip(tiles(r.shape, chunk, r.device), kept, strict=True)]):
+                of_tile = (in_chunks(x[rows, tokens], chunk) for x in inputs)
+                documents = None if starts_BS is None else number_documents(starts_BS[rows, tokens], chunk)
+                d_state_ZNN = differentiate_tile(
+                    *of_tile,
+                    tile,
+                    documents,
+                    in_chunks(d_o_BSHN[rows, tokens], chunk),
+                    d_state_BHNN[rows].flatten(0, 1),
+                    tuple(in_chunks(d_x[rows, tokens], chunk) for d_x in d_inputs),
+                )
+                d_state_BHNN[rows] = d_state_ZNN.view(d_state_BHNN[rows].shape)
+        return *(d_x[:, :length] for d_x in d_inputs), d_state_BHNN.to(ctx.state_dtype), None, None
 
 
-def form_rows(
-    r: Tensor,
-    log_w: Tensor,
-    k: Tensor,
-    a: Tensor,
-    b: Tensor,
-    documents: Documents | None,
-    chunk: int,
-    dtype: torch.dtype,
-) -> tuple[Decays, Tensor, Tensor]:
-    """Decays; Q above A, [X, R, N]; K above D, [X, R, N]."""
-    r_, log_w_, k_, a_, b_ = (in_chunks(x, chunk) for x in (r, log_w, k, a, b))
-    decays = form_decays(log_w_, documents, dtype)
-    return (
-        decays,
-        stack_rows(r_, a_, decays.upto_XCN, decays.before_XCN),
-        stack_rows(k_, b_, decays.undo_XCN, decays.undo_XCN),
-    )
+def tiles(shape_BSHN: torch.Size, chunk: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """(batch rows, tokens), in the order of the tokens. A GPU takes everything at once."""
+    batch, length, heads, _ = shape_BSHN
+    chunks = -(-length // chunk)
+    room = TILE * torch.get_num_threads() // (chunk * heads) if device.type == "cpu" else batch * chunks
+    at_once = min(max(room, 1), chunks)
+    rows = max(room // at_once, 1)
+    for row in range(0, batch, rows):
+        for first in range(0, chunks, at_once):
+            yield slice(row, row + rows), slice(first * chunk, (first + at_once) * chunk)
 
 
-def keep_state(state_ZNN: Tensor, documents: Documents | None, m: int) -> Tensor:
-    """Zero where a document began in chunk m."""
-    if documents is None:
-        return state_ZNN
-    gone_B111 = documents.later_MB1C1[m, :, :, -1:]
-    return state_ZNN.unflatten(0, (len(gone_B111), -1)).masked_fill(gone_B111, 0.0).flatten(0, 1)
+def new_padded(like_BSHN: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:
+    """Uninitialised, S rounded up to whole chunks."""
+    batch, length, heads, width = like_BSHN.shape
+    return like_BSHN.new_empty(batch, length + -length % chunk, heads, width, dtype=dtype)
 
 
 def in_chunks(x_BSHN: Tensor, chunk: int) -> Tensor:
-    """A view [M, B, H, C, N]; a ragged end is filled with zeros, tokens that change nothing."""
-    x_BSHN = pad(x_BSHN, (0, 0, 0, 0, 0, -x_BSHN.shape[1] % chunk))
-    return x_BSHN.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4)
-
-
-def in_sequence(x_XCN: Tensor, shape_MBHCN: torch.Size, length: int) -> Tensor:
-    """[B, S, H, N]."""
-    return x_XCN.reshape(shape_MBHCN).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
+    """[M, B, H, C, N]: a view, or a ragged end filled with zeros, which are tokens that change nothing."""
+    missing = -x_BSHN.shape[1] % chunk
+    whole_BSHN = pad(x_BSHN, (0, 0, 0, 0, 0, missing)) if missing else x_BSHN
+    return whole_BSHN.unflatten(1, (-1, chunk)).permute(1, 0, 3, 2, 4)
