@@ -19,11 +19,11 @@ X = M*B*H, R = 2C: r above a, k above b, v above U. Of B and M, a tile at a time
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from chronomoe.model.unit_lower import invert_unit_lower
@@ -178,7 +178,7 @@ def run_tile(
     of_chunk = queries_XRN[:, chunk:], keys_XRN.mT, values_XRN, inverse_XCC, held_XCN, rows.upto_XCN[:, -1, :, None]
     loop = zip(*(x.unflatten(0, (chunks, -1)) for x in of_chunk), states_MZNN[:-1], states_MZNN[1:], strict=True)
     for m, (A, K, V, inverse, held, decay, before, after) in enumerate(loop):
-        torch.bmm(inverse, torch.baddbmm(held, A, before), out=V[:, chunk:])
+        V[:, chunk:] = inverse @ torch.baddbmm(held, A, before)  # torch multiplies into a part one matrix at a time
         torch.mul(torch.baddbmm(keep_state(before, documents, m), K, V), decay, out=after)
     o_XCN = pairs_XRR[:, :chunk] @ values_XRN
     o_XCN.baddbmm_(queries_XRN[:, :chunk], states_MZNN[:-1].flatten(0, 1))
@@ -216,13 +216,17 @@ def differentiate_tile(
     d_states_MZNN[-1] = d_state_ZNN
     d_sums_MZNN = torch.empty_like(states_MZNN[1:])  # of S_0 + K^T V + D^T U
     of_chunk = seeing_XRN.mT, leaving_XRN, d_values_XRN, inverse_XCC.mT, d_rows_XRN, rows.upto_XCN[:, -1, :, None]
-    loop = zip(*(x.unflatten(0, (chunks, -1)) for x in of_chunk), d_states_MZNN, d_states_MZNN[1:], d_sums_MZNN, strict=False)
-    for m, (seeing, leaving, d_values, inverse, d_rows, decay, d_before, d_after, d_sum) in reversed([*enumerate(loop)]):
+    loop = zip(
+        *(x.unflatten(0, (chunks, -1)) for x in of_chunk), d_states_MZNN, d_states_MZNN[1:], d_sums_MZNN, strict=False
+    )
+    for m, (seeing, leaving, d_values, inverse, d_rows, decay, d_before, d_after, d_sum) in reversed(
+        [*enumerate(loop)]
+    ):
         torch.mul(d_after, decay, out=d_sum)
         d_values.baddbmm_(leaving, d_sum)
-        torch.bmm(inverse, d_values[:, chunk:], out=d_rows[:, chunk:])
+        d_rows[:, chunk:] = inverse @ d_values[:, chunk:]
         torch.baddbmm(keep_state(d_sum, documents, m), seeing, d_rows, out=d_before)
-    d_v_XCN = d_values_XRN[:, :chunk].baddbmm_(pairs_XRR[:, chunk:, :chunk].mT, d_rows_XRN[:, chunk:])
+    d_v_XCN = torch.baddbmm(d_values_XRN[:, :chunk], pairs_XRR[:, chunk:, :chunk].mT, d_rows_XRN[:, chunk:])
     d_pairs_XRR = mask_pairs(torch.bmm(d_rows_XRN, values_XRN.mT, out=pairs_XRR), documents)
     d_queries_XRN = d_rows_XRN @ states_MZNN[:-1].flatten(0, 1).mT
     d_keys_XRN = values_XRN @ d_sums_MZNN.flatten(0, 1).mT
@@ -264,9 +268,10 @@ class ChunkedWKV(torch.autograd.Function):
         inputs = r, log_w, k, v, a, b
         o_BSHN = new_padded(r, chunk, dtype)
         new_state_BHNN = state_BHNN.to(dtype, copy=True)
+        ctx.tiles = tiles(r.shape, chunk, r.device)
         kept = []
         with exact_products(r.device.type):
-            for rows, tokens in tiles(r.shape, chunk, r.device):
+            for rows, tokens in ctx.tiles:
                 of_tile = (in_chunks(x[rows, tokens], chunk) for x in inputs)
                 documents = None if starts_BS is None else number_documents(starts_BS[rows, tokens], chunk)
                 state_ZNN = new_state_BHNN[rows].flatten(0, 1)
@@ -277,6 +282,7 @@ class ChunkedWKV(torch.autograd.Function):
         return o_BSHN[:, : r.shape[1]], new_state_BHNN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_o_BSHN: Tensor, d_state_BHNN: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         *inputs, starts_BS = ctx.saved_tensors[:6]
         kept = [Kept(*ctx.saved_tensors[n : n + 3]) for n in range(6, len(ctx.saved_tensors), 3)]
@@ -286,7 +292,7 @@ class ChunkedWKV(torch.autograd.Function):
         d_inputs = [new_padded(r, chunk, dtype) for dtype in dtypes]
         d_state_BHNN = d_state_BHNN.to(kept[0].states_MZNN.dtype, copy=True)
         with exact_products(r.device.type):
-            for (rows, tokens), tile in reversed([*zip(tiles(r.shape, chunk, r.device), kept, strict=True)]):
+            for (rows, tokens), tile in reversed([*zip(ctx.tiles, kept, strict=True)]):
                 of_tile = (in_chunks(x[rows, tokens], chunk) for x in inputs)
                 documents = None if starts_BS is None else number_documents(starts_BS[rows, tokens], chunk)
                 d_state_ZNN = differentiate_tile(
@@ -301,16 +307,18 @@ class ChunkedWKV(torch.autograd.Function):
         return *(d_x[:, :length] for d_x in d_inputs), d_state_BHNN.to(ctx.state_dtype), None, None
 
 
-def tiles(shape_BSHN: torch.Size, chunk: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+def tiles(shape_BSHN: torch.Size, chunk: int, device: torch.device) -> list[tuple[slice, slice]]:
     """(batch rows, tokens), in the order of the tokens. A GPU takes everything at once."""
     batch, length, heads, _ = shape_BSHN
     chunks = -(-length // chunk)
     room = TILE * torch.get_num_threads() // (chunk * heads) if device.type == "cpu" else batch * chunks
     at_once = min(max(room, 1), chunks)
     rows = max(room // at_once, 1)
-    for row in range(0, batch, rows):
-        for first in range(0, chunks, at_once):
-            yield slice(row, row + rows), slice(first * chunk, (first + at_once) * chunk)
+    return [
+        (slice(row, row + rows), slice(first * chunk, (first + at_once) * chunk))
+        for row in range(0, batch, rows)
+        for first in range(0, chunks, at_once)
+    ]
 
 
 def new_padded(like_BSHN: Tensor, chunk: int, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@
 The state S is key x value, one per head, and is read after it was written. It is fp32 whatever the activations are: in
 bf16 a decay close to 1 would round to 1. A whole sequence at once: chunked_wkv.py, the same function.
 
-Axes: B batch, S sequence, H heads, N head width (of keys and of values), Z = B*H.
+Axes: B batch, S sequence, H heads, N head width (of keys and of values).
 """
 
 from __future__ import annotations
@@ -55,22 +55,15 @@ def wkv_recurrent(
     """
     dtype = state_dtype(r, log_w, k, v, a, b, state_BHNN)
     with exact_products(r.device.type):
-        state_ZNN = state_BHNN.to(dtype).flatten(0, 1)
-        read_SZ1N, erased_SZ1N, value_SZ1N = (by_step(x, dtype)[..., None, :] for x in (r, a, v))
-        w_SZN1 = by_step(log_w, dtype).exp()[..., None]
-        written_SZN2 = torch.stack((by_step(b, dtype), by_step(k, dtype)), dim=-1)
+        state_BHNN = state_BHNN.to(dtype)
+        w_BSHN1, k_BSHN1, b_BSHN1 = (x.to(dtype)[..., None] for x in (log_w.to(dtype).exp(), k, b))
+        r_BSH1N, v_BSH1N, a_BSH1N = (x.to(dtype)[..., None, :] for x in (r, v, a))
         outs = []
         for t in range(r.shape[1]):
             if starts_BS is not None:
-                begins_Z11 = starts_BS[:, t].repeat_interleave(r.shape[2])[:, None, None]
-                state_ZNN = state_ZNN.masked_fill(begins_Z11, 0.0)
-            rows_Z2N = torch.cat((torch.bmm(erased_SZ1N[t], state_ZNN), value_SZ1N[t]), dim=1)
-            state_ZNN = torch.baddbmm(w_SZN1[t] * state_ZNN, written_SZN2[t], rows_Z2N)
-            outs.append(torch.bmm(read_SZ1N[t], state_ZNN))
-        o_BSHN = torch.cat(outs, dim=1).view(*r.shape[:1], r.shape[2], *r.shape[1::2]).transpose(1, 2)
-    return o_BSHN, state_ZNN.view(state_BHNN.shape)
-
-
-def by_step(x_BSHN: Tensor, dtype: torch.dtype) -> Tensor:
-    """[S, B*H, N]."""
-    return x_BSHN.to(dtype).transpose(0, 1).flatten(1, 2)
+                state_BHNN = state_BHNN.masked_fill(starts_BS[:, t, None, None, None], 0.0)
+            held_BH1N = a_BSH1N[:, t] @ state_BHNN
+            state_BHNN = torch.addcmul(w_BSHN1[:, t] * state_BHNN, b_BSHN1[:, t], held_BH1N)
+            state_BHNN = state_BHNN.addcmul(k_BSHN1[:, t], v_BSH1N[:, t])
+            outs.append(r_BSH1N[:, t] @ state_BHNN)
+        return torch.stack(outs, dim=1).squeeze(-2), state_BHNN
