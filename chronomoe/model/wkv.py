@@ -11,11 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from chronomoe.model.products import full_precision
+
+
+class Inputs(NamedTuple):
+    """Each [B, S, H, N]; log_w is the logarithm of the decay, at most 0."""
+
+    r: Tensor
+    log_w: Tensor
+    k: Tensor
+    v: Tensor
+    a: Tensor
+    b: Tensor
 
 
 def state_dtype(*inputs: Tensor) -> torch.dtype:
@@ -26,7 +38,7 @@ def state_dtype(*inputs: Tensor) -> torch.dtype:
 @contextmanager
 def exact_products(device_type: str) -> Iterator[None]:
     """Autocast off, and fp32 products in fp32: TF32 or bf16 operands would cost three digits of the state."""
-    backend = torch.backends.cuda.matmul if device_type == "cuda" else torch.backends.mkldnn.matmul
+    backend = (torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn).matmul  # type: ignore[attr-defined]
     before = backend.fp32_precision
     backend.fp32_precision = "ieee"
     try:
@@ -49,7 +61,6 @@ def wkv_recurrent(
 ) -> tuple[Tensor, Tensor]:
     """(o, new state), o [B, S, H, N]; both in fp32, or in fp64 if an input is.
 
-    r, log_w, k, v, a, b: [B, S, H, N]; log_w is the logarithm of the decay, at most 0.
     starts_BS: True where a document begins: nothing from before that token is remembered.
     A token with log_w = 0 and k = b = 0 leaves the state as it is, bit by bit: padding.
     """
