@@ -9,6 +9,7 @@ Axes: B batch, S sequence, H heads, N head width (of keys and of values).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -17,6 +18,9 @@ import torch
 from torch import Tensor
 
 from chronomoe.model.products import full_precision
+
+LOWEST_LOG_DECAY = -math.exp(-0.5)
+"""Of RWKV-7: no channel keeps less than 0.545 of its state from token to token."""
 
 
 class Inputs(NamedTuple):
