@@ -98,8 +98,8 @@ def allowed_pairs(
     """Which of the `past + length` keys each of the last `length` positions may see, as bool [B, 1, S, C] or None.
 
     None stands for "causal and nothing else" (no cache in front, no padding, no document borders), which the kernel
-    knows without a mask. `real_BC` is False at padding; `document_BS` numbers the documents of a packed sequence. With a
-    `window` a query sees so many keys, its own included.
+    knows without a mask. `real_BC` is False at padding; `document_BS` numbers the documents of a packed sequence. With
+    a `window` a query sees so many keys, its own included.
     A query always sees itself, so that a row of padding stays finite.
     """
     context = past + length

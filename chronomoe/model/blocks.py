@@ -18,10 +18,11 @@ from chronomoe.model.attention import Attention, Rotation
 from chronomoe.model.feedforward import FeedForward
 from chronomoe.model.moe import MoELayer, build_moe
 from chronomoe.model.norm import build_norm
-from chronomoe.model.rwkv import TimeMix, TimeMixState, token_shift
+from chronomoe.model.rwkv import TimeMix, TimeMixState
 from chronomoe.model.sensor import LayerState
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.model.state import KeyValueCache, RecurrentState
+from chronomoe.model.token_shift import token_shift
 
 Field = tuple[Tensor, Tensor | None]
 """One layer's (bias, log-temperature), each [E]; no log-temperature is the neutral one."""
@@ -39,7 +40,7 @@ class Context:
     """bool, False at padding; None: all are real."""
     starts_BS: Tensor | None = None
     """bool, True where a document begins, before which nothing is remembered; None: nowhere."""
-    first_value_BSD: Tensor | None = None
+    v_first_BSD: Tensor | None = None
     """Values of the stack's first RWKV block, into which the later ones mix theirs."""
 
     @property
@@ -92,7 +93,7 @@ class RwkvBlock(Block):
     ) -> None:
         super().__init__(model, router, actuation, layer, "squared_relu")
         self.time_mix_norm = build_norm(model)
-        self.time_mix = TimeMix(model.dim, layer, model.num_layers, is_first=is_first)
+        self.time_mix = TimeMix(model.dim, layer, model.num_layers, first=is_first)
         self.channel_shift_D = nn.Parameter(torch.empty(model.dim))
         self.depth = layer / model.num_layers
 
@@ -116,14 +117,17 @@ class RwkvBlock(Block):
     ) -> tuple[Tensor, LayerState | None]:
         before = None if cache is None else TimeMixState(cache.time_shift_BD, cache.wkv_BHNN)
         mixed = self.time_mix(
-            self.time_mix_norm(x_BSD), before, context.first_value_BSD, context.starts_BS, context.real_BS
+            self.time_mix_norm(x_BSD),
+            before,
+            context.v_first_BSD,
+            starts_BS=context.starts_BS,
+            valid_BS=context.real_BS,
         )
-        context.first_value_BSD = mixed.first_value_BSD
+        context.v_first_BSD = mixed.v_first_BSD
         x_BSD = x_BSD + mixed.out_BSD
         u_BSD = self.ffn_norm(x_BSD)
-        shifted_BSD, last_BD = token_shift(
-            u_BSD, None if cache is None else cache.channel_shift_BD, context.starts_BS, context.real_BS
-        )
+        earlier_BD = u_BSD.new_zeros(len(u_BSD), u_BSD.shape[-1]) if cache is None else cache.channel_shift_BD
+        shifted_BSD, last_BD = token_shift(u_BSD, earlier_BD, context.starts_BS, context.real_BS)
         if cache is not None:
             cache.time_shift_BD, cache.wkv_BHNN = mixed.state
             cache.channel_shift_BD = last_BD

@@ -31,7 +31,7 @@ from chronomoe.model.products import Linear, keep_working_copy, working
 from chronomoe.model.router import Balancer, RouterOutput
 from chronomoe.model.rwkv import HEAD_DIM
 from chronomoe.model.schedule import RWKV
-from chronomoe.model.sensor import PLAIN_CHANNELS, LayerState, Probe, read_layer
+from chronomoe.model.sensor import PLAIN_CHANNELS, Probe, read_layer
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.model.state import KeyValueCache, RecurrentState, StreamState
 from chronomoe.settings import InputError
@@ -121,8 +121,8 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.head.weight, 0.0, min(std, 2 / dim if self.settings.tie_embeddings else 0.5 * dim**-0.5))
 
     def reset_hybrid(self) -> None:
-        """What RWKV-7 starts from (arXiv 2503.14456, official trainer): its blocks their own way, an orthogonal head, and
-        an embedding near zero, whose scale the norm behind it takes away; a tied one starts as the head does."""
+        """What RWKV-7 starts from (arXiv 2503.14456, official trainer): its blocks their own way, an orthogonal head,
+        and an embedding near zero, whose scale the norm behind it takes away; a tied one starts as the head does."""
         vocab_size, dim = self.head.weight.shape
         nn.init.uniform_(self.embedding.weight, -1e-4, 1e-4)
         nn.init.orthogonal_(self.head.weight, 0.5 * max(1.0, vocab_size / dim) ** 0.5)

@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv 1910.07467) and LayerNorm (1607.06450), whose output is already in the dtype that the next product runs in.
+"""RMSNorm (arXiv 1910.07467) and LayerNorm (1607.06450); the output is already in the dtype the next product runs in.
 
     r = 1/sqrt(mean_d x_d^2 + eps) ;  y = w x r
     d_x = r (w d_y - x r^2 mean_d(w d_y x)) ;  d_w = sum_t d_y x r

@@ -27,8 +27,8 @@ class ModelSettings:
     hidden_dim: int = setting(low=1)
     """Width of one expert."""
     activation: str = setting("swiglu", choices=["swiglu", "relu", "squared_relu", "gelu"])
-    """Inside an expert: silu(gate) * up (Mixtral), or without a gate relu(up) (Switch), its square, or gelu(up). Experts
-    of an RWKV block always have the squared relu."""
+    """Inside an expert: silu(gate) * up (Mixtral), or without a gate relu(up) (Switch), its square, or gelu(up).
+    Experts of an RWKV block always have the squared relu."""
     num_heads: int = setting(low=1)
     """Query heads; must divide `dim` into an even head width (RoPE rotates pairs)."""
     num_kv_heads: int = setting(low=1)
@@ -38,7 +38,7 @@ class ModelSettings:
     max_seq_len: int = setting(low=1)
     """Longest context in tokens: the capacity of the key-value cache."""
     positions: str = setting("rope", choices=["rope", "none"])
-    """How attention knows positions: rotary angles, or not at all, which suits a hybrid, whose recurrence knows them."""
+    """How attention knows positions: rotary angles, or not at all, since a hybrid's recurrence knows them."""
     rope_theta: float = setting(10000.0, low=1.0)
     """Base of the rotary wavelengths."""
     attention_window: int | None = setting(None, low=1)

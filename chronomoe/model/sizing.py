@@ -4,8 +4,8 @@ that act on one token, and floating-point operations.
     training FLOPs per token = 3 (forward FLOPs);  forward = 2 (active matrix parameters, embedding apart)
                                + attention 2 S d per block (causal, counted once) + WKV, by chunks of C tokens
 An RWKV block (dim d, heads of N = 64, ranks R): 4 d^2 + 2 d (R_w + R_a + R_g) + 13 d, and 2 d R_v + d for its value
-residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 2 C N) FLOPs a token. The built model has just so many
-parameters (tested for every size, on the meta device).
+residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 2 C N) FLOPs a token. The built model has just so
+many parameters (tested for every size, on the meta device).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from chronomoe.model.feedforward import ACTIVATIONS
-from chronomoe.model.rwkv import HEAD_DIM, ranks
+from chronomoe.model.rwkv import HEAD_DIM, lora_ranks
 from chronomoe.model.schedule import RWKV
 from chronomoe.model.settings import ModelSettings, RouterSettings
 
@@ -62,7 +62,7 @@ def parts(model: ModelSettings, router: RouterSettings, seq_len: int = 0) -> dic
         seen = min(seq_len, model.attention_window or seq_len)
         found["attention"] = fixed(weights, flops=2 * weights + attending * 2 * seen * dim)
     if recurrent:
-        rank = ranks(dim)
+        rank = lora_ranks(dim)
         low_rank = 2 * dim * (rank.decay + rank.rate + rank.gate)
         residual = (recurrent - 1) * 2 * dim * rank.value
         matrices = recurrent * (4 * dim**2 + low_rank) + residual
@@ -117,7 +117,8 @@ def solve_hidden_dim(model: ModelSettings, target: float, per_layer_experts: flo
     """The expert width with which `per_layer_experts` experts of every block together hold `target` parameters, to the
     nearest multiple. Raises ValueError for a target that no width reaches."""
     matrices = sum(
-        (ACTIVATIONS["squared_relu" if kind == RWKV else model.activation].parts + 1) * model.dim for kind in model.kinds
+        (ACTIVATIONS["squared_relu" if kind == RWKV else model.activation].parts + 1) * model.dim
+        for kind in model.kinds
     )
     exact = target / (per_layer_experts * matrices)
     if exact < multiple / 2:

@@ -25,7 +25,9 @@ class Cells(NamedTuple):
     documented: str
 
 
-HEADS = Cells("Pairs", "Mean", "Difference", "95% interval", "Better in", "Corrected p", "By interval", "Documented rule")
+HEADS = Cells(
+    "Pairs", "Mean", "Difference", "95% interval", "Better in", "Corrected p", "By interval", "Documented rule"
+)
 
 
 def cells(metric: Metric, arm: Arm, baseline: Arm) -> Cells | None:

@@ -81,9 +81,7 @@ def filter_bar(filters: Mapping[str, Sequence[str]], shown: Sequence[ShownArm], 
     menus = [filter_menu(key, values, shown) for key, values in filters.items()]
     options = "".join(f'<option value="{key}">{escape(METRICS[key].label)}</option>' for key in metrics)
     if metrics:
-        menus.append(
-            f'<label>Metric <select data-menu="metric" autocomplete="off">{options}</select></label>'
-        )
+        menus.append(f'<label>Metric <select data-menu="metric" autocomplete="off">{options}</select></label>')
     count = f'<output class="count" aria-live="polite">{len(shown)} of {len(shown)} arms shown</output>'
     clear = '<button type="button" class="clear">Show all</button>' if filters else ""
     return f'<form class="filters" aria-label="Filters" onsubmit="return false">{"".join(menus)}{clear}{count}</form>'

@@ -132,7 +132,10 @@ def band_traces(one: ShownArm, band: Band) -> list[View]:
         width=2.5 if one.arm.is_baseline else 2,
         showlegend=False,
     )
-    mean |= {"meta": {"arm": one.index}, "hovertemplate": "%{fullData.name}<br>%{x:.3s} tokens: %{y:.4g}<extra></extra>"}
+    mean |= {
+        "meta": {"arm": one.index},
+        "hovertemplate": "%{fullData.name}<br>%{x:.3s} tokens: %{y:.4g}<extra></extra>",
+    }
     if band.seeds == 1:
         return [mean]
     area = {

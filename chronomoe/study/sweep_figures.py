@@ -1,2 +1,5 @@
 from pathlib import Path
-def draw_sweep(sweep): return []
+
+
+def draw_sweep(sweep):
+    return []
