@@ -109,7 +109,7 @@ def allowed_pairs(
     query_S1 = torch.arange(past, context, device=device)[:, None]
     key_C = torch.arange(context, device=device)
     allowed = (key_C <= query_S1).expand(batch, 1, length, context)
-    if narrow:
+    if narrow and window is not None:
         allowed = allowed & (key_C > query_S1 - window)
     if real_BC is not None:
         allowed = allowed & (real_BC[:, None, None, :].bool() | (key_C == query_S1))

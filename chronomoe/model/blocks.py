@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from chronomoe.model.attention import Attention, Rotation
+from chronomoe.model.experts import ExpertBank
 from chronomoe.model.feedforward import FeedForward
 from chronomoe.model.moe import MoELayer, build_moe
 from chronomoe.model.norm import build_norm
@@ -48,21 +49,18 @@ class Context:
         return None if self.real_BS is None else self.real_BS.flatten()
 
 
+def build_ffn(
+    model: ModelSettings, router: RouterSettings, actuation: str, layer: int, activation: str
+) -> MoELayer | FeedForward:
+    """A layer of experts; in a dense model one as wide as those a token visits."""
+    if not model.dense:
+        return build_moe(model, router, actuation, layer, activation)
+    width = round((router.experts_per_token + model.num_shared_experts) * model.hidden_dim)
+    return FeedForward(model.dim, width, activation)
+
+
 class Block(nn.Module):
-    """What both have: norms around a mixer of tokens and a layer of experts (one wide layer in a dense model)."""
-
     ffn: MoELayer | FeedForward
-
-    def __init__(
-        self, model: ModelSettings, router: RouterSettings, actuation: str, layer: int, activation: str
-    ) -> None:
-        super().__init__()
-        self.ffn_norm = build_norm(model)
-        if model.dense:
-            width = round((router.experts_per_token + model.num_shared_experts) * model.hidden_dim)
-            self.ffn = FeedForward(model.dim, width, activation)
-        else:
-            self.ffn = build_moe(model, router, actuation, layer, activation)
 
     def mix_experts(self, h_BSD: Tensor, field: Field | None, context: Context) -> tuple[Tensor, LayerState | None]:
         """The experts' answer to tokens [B, S, D]; `field` is None in a dense model."""
@@ -74,9 +72,11 @@ class Block(nn.Module):
 
 class TransformerBlock(Block):
     def __init__(self, model: ModelSettings, router: RouterSettings, actuation: str, layer: int) -> None:
-        super().__init__(model, router, actuation, layer, model.activation)
+        super().__init__()
         self.attention_norm = build_norm(model)
         self.attention = Attention(model.dim, model.num_heads, model.num_kv_heads)
+        self.ffn_norm = build_norm(model)
+        self.ffn = build_ffn(model, router, actuation, layer, model.activation)
 
     def forward(
         self, x_BSD: Tensor, context: Context, cache: KeyValueCache | None, field: Field | None
@@ -91,10 +91,12 @@ class RwkvBlock(Block):
     def __init__(
         self, model: ModelSettings, router: RouterSettings, actuation: str, layer: int, is_first: bool
     ) -> None:
-        super().__init__(model, router, actuation, layer, "squared_relu")
+        super().__init__()
         self.time_mix_norm = build_norm(model)
         self.time_mix = TimeMix(model.dim, layer, model.num_layers, first=is_first)
+        self.ffn_norm = build_norm(model)
         self.channel_shift_D = nn.Parameter(torch.empty(model.dim))
+        self.ffn = build_ffn(model, router, actuation, layer, "squared_relu")
         self.depth = layer / model.num_layers
 
     @torch.no_grad()
@@ -104,13 +106,14 @@ class RwkvBlock(Block):
         dim = len(self.channel_shift_D)
         ramp_D = torch.arange(dim, dtype=torch.float64) / dim
         self.channel_shift_D.copy_(1.0 - ramp_D ** (1.0 - self.depth) ** 4)
-        matrices = [self.ffn.experts.gate_up_EFD, self.ffn.experts.down_EDF] if isinstance(self.ffn, MoELayer) else []
-        if isinstance(self.ffn, FeedForward):
-            matrices = [self.ffn.gate_up.weight[None], self.ffn.down.weight[None]]
-        up_EFD, down_EDF = matrices
-        for up_FD in up_EFD:
+        banks = [module for module in self.ffn.modules() if isinstance(module, ExpertBank)]
+        layers = [
+            module for module in self.ffn.modules() if isinstance(module, FeedForward)
+        ]  # dense, or shared experts
+        for up_FD in (*(up for bank in banks for up in bank.gate_up_EFD), *(layer.gate_up.weight for layer in layers)):
             nn.init.orthogonal_(up_FD)
-        down_EDF.zero_()
+        for down in (*(bank.down_EDF for bank in banks), *(layer.down.weight for layer in layers)):
+            down.zero_()
 
     def forward(
         self, x_BSD: Tensor, context: Context, cache: RecurrentState | None, field: Field | None

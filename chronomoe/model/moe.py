@@ -57,7 +57,11 @@ def build_router(model: ModelSettings, router: RouterSettings, actuation: str) -
     )
 
 
-def build_moe(model: ModelSettings, router: RouterSettings, actuation: str, layer: int, activation: str) -> MoELayer:
+def build_moe(
+    model: ModelSettings, router: RouterSettings, actuation: str, layer: int, activation: str | None = None
+) -> MoELayer:
+    """`activation` inside the experts; None: the model's."""
+    activation = activation or model.activation
     experts = ExpertBank(model.num_experts, model.dim, model.hidden_dim, activation)
     shared_experts = None
     if model.num_shared_experts:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chronomoe.model.dispatch import order_by_expert
 from chronomoe.model.experts import ExpertBank
-from chronomoe.model.feedforward import FeedForward
+from chronomoe.model.feedforward import ACTIVATIONS, FeedForward
 from chronomoe.model.moe import MoELayer
 from chronomoe.model.router import RouterOutput, TopKRouter, count_by_expert
 from chronomoe.model.sensor import UNIT, read_layer
@@ -137,11 +137,7 @@ def test_shared_experts_add_to_the_output_and_to_nothing_that_is_counted(activat
     y_TD, state = layer(x_TD, *FIELD)
     routed_TD, plain_state = plain(x_TD, *FIELD)
     hidden_TF = x_TD @ shared.gate_up.weight.T
-    if activation == "swiglu":
-        gate_TF, up_TF = hidden_TF.chunk(2, dim=-1)
-        hidden_TF = gate_TF * torch.sigmoid(gate_TF) * up_TF
-    else:
-        hidden_TF = hidden_TF.clamp(min=0)
+    hidden_TF = ACTIVATIONS[activation].join(hidden_TF)
     torch.testing.assert_close(y_TD, routed_TD + hidden_TF @ shared.down.weight.T)
     assert torch.equal(state.mixture_TD, plain_state.mixture_TD)
     assert torch.equal(read_layer(state, []), read_layer(plain_state, []))
