@@ -63,8 +63,8 @@ class Attention(nn.Module):
         """`allowed_B1SC` is True where a query may look; None means plain causal attention over the sequence itself."""
         batch, length, _ = x_BSD.shape
         qkv_BSNA = self.qkv(x_BSD).view(batch, length, -1, self.head_dim)
-        whole = allowed_B1SC is None and cache is None and rotation is not None
-        if whole and self.multiplies(x_BSD.device.type, length):
+        whole = allowed_B1SC is None and cache is None and self.multiplies(x_BSD.device.type, length)
+        if whole and rotation is not None:
             y_BSHA = CausalAttention.apply(qkv_BSNA, *rotation, self.num_kv_heads)
             return self.out(y_BSHA.flatten(2))
         turning = self.num_heads + self.num_kv_heads
