@@ -3,8 +3,8 @@
     chunk by chunk: (S_0, tokens of the chunk) -> (outputs, S_C)
 What a chunk needs of its own tokens alone is formed for many chunks at once, and only the state goes from one to the
 next. On a processor "many" is a tile, some chunks of some sequences, that fits its cache; a GPU takes all of them. The
-backward pass is written out: autograd would keep some twenty numbers per channel and token beside the inputs, this keeps
-three and a half (U, the inverses, the states between chunks).
+backward pass is written out: beside the inputs it needs three and a half numbers per channel and token (U, the
+inverses, the states between chunks), and its products are exact_products, too.
 
 Axes: B batch, S sequence, H heads, N head width (keys and values), C tokens of a chunk, M chunks, Z = B*H.
 """
