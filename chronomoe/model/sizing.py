@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from chronomoe.model.chunked_wkv import CHUNK
 from chronomoe.model.feedforward import ACTIVATIONS
 from chronomoe.model.rwkv import HEAD_DIM, lora_ranks
 from chronomoe.model.schedule import RWKV
@@ -95,7 +96,7 @@ def fixed(parameters: int, *, flops: int) -> Part:
     return Part(parameters, parameters, flops)
 
 
-def wkv_flops(dim: int, seq_len: int, chunk: int = 64) -> int:
+def wkv_flops(dim: int, seq_len: int, chunk: int = CHUNK) -> int:
     """Forward FLOPs per token of one block's WKV; the recurrence, for a token at a time, 9 N^2 a head."""
     heads = dim // HEAD_DIM
     if seq_len < chunk:
