@@ -208,6 +208,17 @@ def test_the_state_of_another_model_is_refused_in_one_line(overrides: dict) -> N
     assert fresh.position == 0
 
 
+KEYS, VALUES = torch.zeros(1, 2, 5, 16), torch.zeros(1, 2, 4, 16)
+
+
+def last_block(saved: dict, of_block: dict) -> dict:
+    return saved | {"layers": [*saved["layers"][:2], of_block]}
+
+
+def every_block(saved: dict, change: Any) -> dict:
+    return saved | {"layers": [{name: change(x) for name, x in of_block.items()} for of_block in saved["layers"]]}
+
+
 BROKEN = {
     "nothing": lambda saved: {},
     "no container": lambda saved: [1, 2],
@@ -215,26 +226,15 @@ BROKEN = {
     "position of words": lambda saved: saved | {"position": "many"},
     "negative position": lambda saved: saved | {"position": -1},
     "words for layers": lambda saved: saved | {"layers": "RRT"},
-    "words for tensors": lambda saved: saved | {"layers": [dict.fromkeys(of_block, "x") for of_block in saved["layers"]]},
-    "keys without values": lambda saved: saved | {"layers": [*saved["layers"][:2], {"keys_BGCA": torch.zeros(1, 2, 5, 16)}]},
-    "fewer values than keys": lambda saved: (
-        saved
-        | {
-            "layers": [
-                *saved["layers"][:2],
-                {"keys_BGCA": torch.zeros(1, 2, 5, 16), "values_BGCA": torch.zeros(1, 2, 4, 16)},
-            ]
-        }
-    ),
+    "words for tensors": lambda saved: every_block(saved, lambda x: "x"),
+    "whole numbers": lambda saved: every_block(saved, Tensor.long),
+    "keys without values": lambda saved: last_block(saved, {"keys_BGCA": KEYS}),
+    "fewer values than keys": lambda saved: last_block(saved, {"keys_BGCA": KEYS, "values_BGCA": VALUES}),
     "more tokens than were read": lambda saved: saved | {"position": 3},
-    "other rows in a block": lambda saved: (
-        saved
-        | {"layers": [{name: torch.cat((x, x)) for name, x in saved["layers"][0].items()}, *saved["layers"][1:]]}
+    "other rows in a block": lambda saved: last_block(
+        saved, {"keys_BGCA": KEYS.expand(2, -1, -1, -1), "values_BGCA": KEYS.expand(2, -1, -1, -1)}
     ),
-    "whole numbers": lambda saved: (
-        saved | {"layers": [{name: x.long() for name, x in of_block.items()} for of_block in saved["layers"]]}
-    ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("break_it", BROKEN.values(), ids=BROKEN.keys())
