@@ -16,7 +16,7 @@ SCHEDULES: dict[str, dict[str, object]] = {
     "top": {"schedule": "top", "num_layers": 6},  # RRRTTT
     "interleave": {"schedule": "interleave", "num_layers": 6},  # RTRTRT
     "hybrid": {"schedule": "hybrid", "num_layers": 6},  # RRTRTT
-    "attention first": {"schedule": "TRRTR", "num_layers": 5, "attention_share": "1/4"},
+    "attention first": {"schedule": "TRRTR", "num_layers": 5},
 }
 EXACT, SINGLE = 1e-10, 1e-5
 """Relative tolerances in fp64 and in fp32 (section 2.4 of the reference)."""
