@@ -116,10 +116,13 @@ def select_largest(ranked_TE: Tensor, top_k: int) -> Tensor:
     """The positions of the `top_k` largest of each row, largest first, int64 [T, K], distinct whatever the row holds.
 
     On a processor the largest is taken again and again: for the few experts of a token that is several times faster
-    than torch's topk, which partially sorts every row; a handful of rows is soon sorted.
+    than torch's topk, which partially sorts every row; a handful of rows is soon sorted. Both give a tie to the lower
+    expert, so that a token decoded alone goes where it goes in its sequence.
     """
-    if not ranked_TE.is_cpu or top_k > 4 or len(ranked_TE) <= FEW_ROWS:
+    if not ranked_TE.is_cpu or top_k > 4:
         return ranked_TE.topk(top_k, dim=-1).indices
+    if len(ranked_TE) <= FEW_ROWS:
+        return ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     lowest = torch.finfo(ranked_TE.dtype).min  # what was chosen falls below it, minus infinity does not
     rest_TE, chosen = ranked_TE.detach().clamp(min=lowest), []
     for k in range(top_k):
