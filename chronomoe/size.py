@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,8 @@ def report(config: TrainConfig, settings: SizeSettings) -> dict[str, Any]:
     if (settings.solve is None) != (settings.target is None):
         raise InputError("solve and target go together: solve=expert target=125e6")
     if settings.solve is not None and settings.target is not None:
+        if not math.isfinite(settings.target):
+            raise InputError(f"target={settings.target} is no number of parameters: write one such as 125e6")
         config.model.hidden_dim = solved(config, settings.solve, settings.target)
     seq_len, trainer = config.data.seq_len, config.trainer
     devices = trainer.devices * trainer.num_nodes
@@ -81,14 +84,17 @@ def memory(stored: int, precision: str, shards: int) -> dict[str, float]:
 
 
 def solved(config: TrainConfig, kind: str, target: float) -> int:
-    """The expert width with which the model meets the target."""
+    """The expert width with which the model meets the target. Shared experts are as wide as the others."""
     model, router = config.model, config.router
-    others = size_of(model, router)._asdict()
-    experts: Part | None = feedforward_parts(model, router).get("experts")
-    if experts is None:
+    if model.dense:
         raise InputError("solve: a dense model has no experts to size; leave model.dense out")
-    count = {"expert": 1.0, "stored": float(model.num_experts), "active": router.experts_per_token}[kind]
-    fixed = 0 if kind == "expert" else others[kind] - getattr(experts, kind)
+    routed = {"expert": 1.0, "stored": float(model.num_experts), "active": router.experts_per_token}[kind]
+    count, fixed = routed, 0
+    if kind != "expert":
+        found = feedforward_parts(model, router)
+        count = routed + model.num_shared_experts
+        banks: list[Part] = [found[name] for name in ("experts", "shared experts") if name in found]
+        fixed = getattr(size_of(model, router), kind) - sum(getattr(bank, kind) for bank in banks)
     try:
         return solve_hidden_dim(model, target - fixed, count)
     except ValueError as error:

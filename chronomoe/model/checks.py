@@ -47,6 +47,16 @@ def check_schedule(model: ModelSettings) -> None:
         raise InputError(f"model.attention_share={model.attention_share} is no fraction: write 1/4 or 0.25") from None
     if not 0 <= share <= 1:
         raise InputError(f"model.attention_share={model.attention_share} is not within 0 and 1: write 1/4 or 0.25")
+    if schedule not in SCHEDULES and model.attention_share != ModelSettings.attention_share:
+        raise InputError(
+            f"model.attention_share={model.attention_share} has no meaning for model.schedule={schedule}, which knows "
+            "every block: leave it out, or use model.schedule=hybrid"
+        )
+    if TRANSFORMER not in model.kinds and model.attention_window is not None:
+        raise InputError(
+            f"model.attention_window={model.attention_window} has no meaning where no block attends, as under "
+            f"model.schedule={schedule} with model.num_layers={model.num_layers}: use model.attention_window=null"
+        )
     if RWKV in model.kinds and model.dim % HEAD_DIM:
         nearest = max(1, round(model.dim / HEAD_DIM)) * HEAD_DIM
         raise InputError(

@@ -27,7 +27,7 @@ from torch.nn.functional import linear
 from chronomoe.model.assignment import upper_quantile
 from chronomoe.model.capacity import capacity_of, room_of
 from chronomoe.model.products import full_precision
-from chronomoe.model.router import RouterOutput
+from chronomoe.model.router import RouterOutput, wide
 from chronomoe.model.sensor import UNIT, LayerState, Probe, to_fixed_point
 
 HALF_LIFE_STEPS = 1.0
@@ -61,7 +61,7 @@ class ExpertChoiceRouter(nn.Module):
         self, x_TD: Tensor, expert_bias_E: Tensor, log_temperature_E: Tensor | None, real_T: Tensor | None = None
     ) -> RouterOutput:
         with full_precision(x_TD.device.type):
-            logits_TE = linear(x_TD.float(), self.gate.weight.float())
+            logits_TE = linear(x_TD.to(wide(x_TD)), self.gate.weight.to(wide(x_TD)))
             scores_TE = logits_TE.softmax(dim=-1)
         num_tokens, num_experts = scores_TE.shape
         capacity = None

@@ -184,6 +184,7 @@ class LanguageModel(nn.Module):
         document_BS: int, the document of each token; attention and recurrence stay inside a document.
         state: of the tokens before these, which it is extended by in place; positions continue.
         """
+        assert state is None or document_BS is None, "a state is of one document a row: pack, or stream"
         batch, length = input_ids_BS.shape
         past, position = (state.context, state.position) if state else (0, 0)
         settings, device = self.settings, input_ids_BS.device

@@ -29,8 +29,14 @@ from chronomoe.model.capacity import capacity_of, first_come, room_of
 from chronomoe.model.products import FEW_ROWS, full_precision
 
 
+def wide(x: Tensor) -> torch.dtype:
+    """What a gate runs in: fp32, whatever the precision around it, and fp64 in a model of that."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 class RouterOutput(NamedTuple):
-    """One layer's routing decision. Nothing downstream recomputes any of it."""
+    """One layer's routing decision. Nothing downstream recomputes any of it. Where fp32 is said, a model in fp64 has
+    that."""
 
     topk_expert_ids_TK: Tensor
     """int64, distinct per token, strongest first."""
@@ -110,10 +116,13 @@ def select_largest(ranked_TE: Tensor, top_k: int) -> Tensor:
     """The positions of the `top_k` largest of each row, largest first, int64 [T, K], distinct whatever the row holds.
 
     On a processor the largest is taken again and again: for the few experts of a token that is several times faster
-    than torch's topk, which partially sorts every row; a handful of rows is soon sorted.
+    than torch's topk, which partially sorts every row; a handful of rows is soon sorted. Both give a tie to the lower
+    expert, so that a token decoded alone goes where it goes in its sequence.
     """
-    if not ranked_TE.is_cpu or top_k > 4 or len(ranked_TE) <= FEW_ROWS:
+    if not ranked_TE.is_cpu or top_k > 4:
         return ranked_TE.topk(top_k, dim=-1).indices
+    if len(ranked_TE) <= FEW_ROWS:
+        return ranked_TE.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]
     lowest = torch.finfo(ranked_TE.dtype).min  # what was chosen falls below it, minus infinity does not
     rest_TE, chosen = ranked_TE.detach().clamp(min=lowest), []
     for k in range(top_k):
@@ -153,11 +162,11 @@ class TopKRouter(nn.Module):
         self.steer_weights = actuation == "logits"
 
     def clean_logits(self, x_TD: Tensor) -> Tensor:
-        x_TD = x_TD.float()
+        x_TD = x_TD.to(wide(x_TD))
         if self.training and self.jitter > 0:
             # Drawn from the global generator, which training seeds for every micro-batch: a resumed run draws the same.
             x_TD = x_TD * (1.0 + self.jitter * (2.0 * torch.rand_like(x_TD) - 1.0))
-        return linear(x_TD, self.gate.weight.float())
+        return linear(x_TD, self.gate.weight.to(x_TD.dtype))
 
     def rank(self, heated_TE: Tensor, scores_TE: Tensor, expert_bias_E: Tensor) -> Tensor:
         """What the top k are taken of, [T, E]; steered logits rank as their scores do, which may saturate."""

@@ -38,7 +38,8 @@ class ModelSettings:
     max_seq_len: int = setting(low=1)
     """Longest context in tokens: the capacity of the key-value cache."""
     positions: str = setting("rope", choices=["rope", "none"])
-    """How attention knows positions: rotary angles, or not at all, since a hybrid's recurrence knows them."""
+    """How attention knows positions: rotary angles, or not at all, since a hybrid's recurrence knows them. Without a
+    recurrence the causal mask alone then tells what came before (arXiv 2305.19466)."""
     rope_theta: float = setting(10000.0, low=1.0)
     """Base of the rotary wavelengths."""
     attention_window: int | None = setting(None, low=1)

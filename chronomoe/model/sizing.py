@@ -2,10 +2,12 @@
 that act on one token, and floating-point operations.
 
     training FLOPs per token = 3 (forward FLOPs);  forward = 2 (active matrix parameters, embedding apart)
-                               + attention 2 S d per block (causal, counted once) + WKV, by chunks of C tokens
+                               + attention 2 S d per block (causal, counted once; behind a window W: 2 W (2 - W/S) d)
+                               + WKV, by chunks of C tokens
 An RWKV block (dim d, heads of N = 64, ranks R): 4 d^2 + 2 d (R_w + R_a + R_g) + 13 d, and 2 d R_v + d for its value
-residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 2 C N) FLOPs a token. The built model has just so
-many parameters (tested for every size, on the meta device).
+residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 2 (C^2 - 1)/3) FLOPs a token, the last term for the
+inverse. The built model has just so many parameters (tested for every size, on the meta device), and its products so
+many operations (as torch counts them).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import NamedTuple
 
 from chronomoe.model.chunked_wkv import CHUNK
 from chronomoe.model.feedforward import ACTIVATIONS
-from chronomoe.model.rwkv import HEAD_DIM, lora_ranks
+from chronomoe.model.rwkv import FEW_TOKENS, HEAD_DIM, lora_ranks
 from chronomoe.model.schedule import RWKV
 from chronomoe.model.settings import ModelSettings, RouterSettings
 
@@ -60,8 +62,9 @@ def parts(model: ModelSettings, router: RouterSettings, seq_len: int = 0) -> dic
     if attending:
         width = dim // model.num_heads
         weights = attending * 2 * dim * width * (model.num_heads + model.num_kv_heads)
-        seen = min(seq_len, model.attention_window or seq_len)
-        found["attention"] = fixed(weights, flops=2 * weights + attending * 2 * seen * dim)
+        window = min(seq_len, model.attention_window or seq_len)
+        seen_twice = window * (2 * seq_len - window) // max(seq_len, 1)  # twice the keys a query sees, on average
+        found["attention"] = fixed(weights, flops=2 * weights + attending * 2 * seen_twice * dim)
     if recurrent:
         rank = lora_ranks(dim)
         low_rank = 2 * dim * (rank.decay + rank.rate + rank.gate)
@@ -96,12 +99,14 @@ def fixed(parameters: int, *, flops: int) -> Part:
     return Part(parameters, parameters, flops)
 
 
-def wkv_flops(dim: int, seq_len: int, chunk: int = CHUNK) -> int:
-    """Forward FLOPs per token of one block's WKV; the recurrence, for a token at a time, 9 N^2 a head."""
-    heads = dim // HEAD_DIM
-    if seq_len < chunk:
-        return heads * 9 * HEAD_DIM**2
-    return heads * (14 * chunk * HEAD_DIM + 8 * HEAD_DIM**2 + 2 * chunk * HEAD_DIM)
+def wkv_flops(dim: int, seq_len: int) -> int:
+    """Forward FLOPs per token of one block's WKV, the last chunk filled up; the recurrence, which reads few tokens one
+    by one, does 9 N^2 a head."""
+    heads, width = dim // HEAD_DIM, HEAD_DIM
+    if seq_len <= FEW_TOKENS:
+        return heads * 9 * width**2
+    computed = -(-seq_len // CHUNK) * CHUNK
+    return heads * (14 * CHUNK * width + 8 * width**2 + 2 * (CHUNK**2 - 1) // 3) * computed // seq_len
 
 
 def size_of(model: ModelSettings, router: RouterSettings) -> Size:
@@ -122,7 +127,7 @@ def solve_hidden_dim(model: ModelSettings, target: float, per_layer_experts: flo
         for kind in model.kinds
     )
     exact = target / (per_layer_experts * matrices)
-    if exact < multiple / 2:
+    if exact <= multiple / 2:
         raise ValueError(
             f"{target:,.0f} parameters leave {exact:.1f} hidden units an expert: raise the target, or lower "
             f"model.dim or model.num_layers"

@@ -42,9 +42,10 @@ class KeyValueCache:
             self.keys_BGCA, self.values_BGCA = keys[:, :, first:].clone(), values[:, :, first:].clone()
             self.length = self.keys_BGCA.shape[2]
             return keys, values
-        start, end = self.length, self.length + keys_BGSA.shape[2]
-        if end > self.keys_BGCA.shape[2]:
-            self.reserve(max(end, 2 * self.keys_BGCA.shape[2]))
+        start, end, room = self.length, self.length + keys_BGSA.shape[2], self.keys_BGCA.shape[2]
+        frozen = self.keys_BGCA.is_inference() and not torch.is_inference_mode_enabled()
+        if end > room or frozen:  # what inference mode made can be written to nowhere else
+            self.reserve(max(end, 2 * room) if end > room else room)
         self.keys_BGCA[:, :, start:end] = keys_BGSA
         self.values_BGCA[:, :, start:end] = values_BGSA
         self.length = end
@@ -64,6 +65,11 @@ class KeyValueCache:
             "values_BGCA": self.values_BGCA.narrow(2, 0, self.length),
         }
 
+    def shapes(self, batch: int, position: int) -> dict[str, tuple[int, ...]]:
+        """Of what is held once so many tokens were read."""
+        held = position if self.window is None else min(position, self.window - 1)
+        return {name: (batch, t.shape[1], held, t.shape[3]) for name, t in self.tensors().items()}
+
     def replace(self, tensors: dict[str, Tensor]) -> None:
         self.keys_BGCA, self.values_BGCA = tensors["keys_BGCA"], tensors["values_BGCA"]
         self.length = self.keys_BGCA.shape[2]
@@ -82,6 +88,9 @@ class RecurrentState:
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: getattr(self, name) for name in ("time_shift_BD", "wkv_BHNN", "channel_shift_BD")}
+
+    def shapes(self, batch: int, position: int) -> dict[str, tuple[int, ...]]:
+        return {name: (batch, *t.shape[1:]) for name, t in self.tensors().items()}
 
     def replace(self, tensors: dict[str, Tensor]) -> None:
         for name in self.tensors():
@@ -120,7 +129,7 @@ class StreamState:
             copy.replace({name: change(tensor) for name, tensor in layer.tensors().items()})
             layers.append(copy)
         state = StreamState(layers)
-        state.position = self.position
+        state.position, state.rotation = self.position, self.rotation  # a table, which nobody writes to
         return state
 
     def clone(self) -> StreamState:
@@ -136,23 +145,41 @@ class StreamState:
         return self._map(lambda tensor: tensor.index_select(0, rows.to(tensor.device)))
 
     def to(self, device: torch.device | str) -> StreamState:
-        return self._map(lambda tensor: tensor.to(device, copy=True))
+        state = self._map(lambda tensor: tensor.to(device, copy=True))
+        if self.rotation is not None:
+            state.rotation = type(self.rotation)(*(table.to(device) for table in self.rotation))
+        return state
 
     def to_dict(self) -> dict[str, Any]:
         """Tensors and plain values: `torch.save` it, and load it with `weights_only=True`."""
-        layers = [{name: t.detach().cpu().contiguous() for name, t in layer.tensors().items()} for layer in self.layers]
+        layers = [  # copies: a part of a buffer would be written with all of it
+            {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in layer.tensors().items()}
+            for layer in self.layers
+        ]
         return {"position": self.position, "layers": layers}
 
-    def load_dict(self, saved: dict[str, Any]) -> None:
-        """Take over a saved state of the same model; this one, fresh, says which shapes fit. Raises InputError."""
-        if len(saved["layers"]) != len(self.layers):
-            raise InputError(f"the state is of {len(saved['layers'])} blocks and the model has {len(self.layers)}")
-        for number, (layer, tensors) in enumerate(zip(self.layers, saved["layers"], strict=True)):
+    def load_dict(self, saved: Any) -> None:
+        """Take over a saved state of the same model; this one, fresh, says which shapes fit. Raises InputError, and is
+        then as it was before."""
+        position, layers = (saved.get("position"), saved.get("layers")) if isinstance(saved, dict) else (None, None)
+        if not isinstance(position, int) or position < 0 or not isinstance(layers, list):
+            raise InputError("this is no state of a model: it has no position, or no blocks")
+        if len(layers) != len(self.layers):
+            raise InputError(f"the state is of {len(layers)} blocks and the model has {len(self.layers)}")
+        batch = (*shape_of(layers[0], next(iter(self.layers[0].tensors()))), 0)[0]
+        for number, (layer, tensors) in enumerate(zip(self.layers, layers, strict=True)):
+            shapes = layer.shapes(batch, position)
+            if not isinstance(tensors, dict) or shapes != {name: shape_of(tensors, name) for name in tensors}:
+                raise InputError(
+                    f"the state's block {number} is broken or of another model: use the one it was saved from"
+                )
+        for layer, tensors in zip(self.layers, layers, strict=True):
             mine = layer.tensors()
-            if mine.keys() != tensors.keys() or any(
-                mine[name].shape[1:2] != tensors[name].shape[1:2] or mine[name].shape[3:] != tensors[name].shape[3:]
-                for name in mine
-            ):
-                raise InputError(f"the state's block {number} is of another model: use the one it was saved from")
-            layer.replace({name: tensor.to(mine[name].device) for name, tensor in tensors.items()})
-        self.position = int(saved["position"])
+            layer.replace({name: tensor.to(mine[name], copy=True) for name, tensor in tensors.items()})
+        self.position = position
+
+
+def shape_of(tensors: Any, name: str) -> tuple[int, ...]:
+    """Of the tensor of this name, empty where none of real numbers is found."""
+    tensor = tensors.get(name) if isinstance(tensors, dict) else None
+    return tuple(tensor.shape) if isinstance(tensor, Tensor) and tensor.is_floating_point() else ()
