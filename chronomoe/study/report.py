@@ -62,6 +62,7 @@ def page(title: str, body: Iterable[str], shown: Iterable[Chart], data: Mapping[
 
     drawn = {
         chart.name: {"menus": chart.menus, "keys": chart.keys, "views": chart.views, "captions": chart.captions}
+        | {"missing": chart.missing}
         for chart in shown
     }
     content = json.dumps({"charts": drawn, **data}, separators=(",", ":"))

@@ -21,7 +21,15 @@ from chronomoe.study.sweep_points import Point, count_status
 
 MOST_POINTS = 200
 MOST_CHIPS = 24
+TALL_ROWS = 30
 LONGEST_ERROR = 2_000
+RULES = (
+    "Difference: mean over pairs of arm minus baseline, runs of one seed being a pair. Wins: pairs that are better. "
+    "Corrected p: sign-flip test, after Holm. By interval: better or worse where the 95% interval leaves out 0, from 3 "
+    "pairs on. Documented rule: robust if two in three pairs are better, partial from one in three; for the validation "
+    "loss of evaluated runs a pair is better only when specialisation rises too. docs/statistics.md says how often each "
+    "is wrong."
+)
 
 
 def header(name: str, folder: str, shown: Sequence[ShownArm], comparison: Comparison, points: Sequence[Point]) -> str:
@@ -143,9 +151,10 @@ def verdict_table(shown: Sequence[ShownArm], texts: Sequence[Sequence[str] | Non
             f'<tr data-arm="{one.index}"{" hidden" * (mine is None)}><th scope="row">'
             f'<i style="--colour:{one.colour}"></i>{escape(one.arm.name)}</th>{stratum}{cells}</tr>'
         )
+    tall = " tall" * (len(rows) > TALL_ROWS)
     return (
-        f'<div class="scroll"><table class="verdicts"><thead><tr>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll{tall}"><table class="verdicts"><thead><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div><p class='provenance'>{RULES}</p>"
     )
 
 
@@ -159,8 +168,8 @@ def heat_map_tables(maps: Sequence[HeatMap]) -> list[str]:
     if not maps:
         return []
     ramp = (
-        '<p class="ramp">better by <span class="largest"></span> <i></i> worse by as much; '
-        '<span class="unclear swatch"></span> hatched: the 95% interval includes 0</p>'
+        '<p class="ramp"><span>better by <span class="largest"></span></span><i></i><span>worse by as much</span>'
+        '<span><span class="unclear swatch"></span> hatched: the 95% interval includes 0</span></p>'
     )
     tables = [heat_map_table(one) for one in maps]
     return [ramp, *tables, '<p class="more-grids" hidden>Only the first tables are shown; filters show others.</p>']
@@ -177,9 +186,14 @@ def heat_map_table(one: HeatMap) -> str:
     where = f"<caption>{escape(one.where)}</caption>" if one.where else ""
     return (
         f'<div class="scroll grid"><table class="heat">{where}<thead><tr><th></th>'
-        f'<th scope="colgroup" colspan="{len(one.columns)}">{escape(one.column_key)}</th></tr>'
-        f'<tr><th scope="col">{escape(one.row_key)}</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<th scope="colgroup" colspan="{len(one.columns)}">{breakable(one.column_key)}</th></tr>'
+        f'<tr><th scope="col">{breakable(one.row_key)}</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def breakable(key: str) -> str:
+    """A dotted key that may be broken after its dots and underscores."""
+    return escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def settings_table(shown: Sequence[ShownArm], baselines: Mapping[str, Arm]) -> str:

@@ -49,7 +49,7 @@ def forest_view(key: str, shown: Sequence[ShownArm], baselines: Mapping[str, Arm
         for seed, value in one.arm.values[key].items()
         if seed in baselines[one.arm.stratum].values[key]
     ]
-    dots = row_points([one for one, _, _ in pairs], [difference for _, _, difference in pairs], "each pair")
+    dots = row_points([one for one, _, _ in pairs], [difference for _, _, difference in pairs], "each pair", offset=0.27)
     dots["marker"] = {"color": [one.colour for one, _, _ in pairs], "size": 5, "opacity": 0.45}
     dots["customdata"] = [seed for _, seed, _ in pairs]
     dots["hovertemplate"] = "%{text}<br>seed %{customdata}: %{x:+.4g}<extra></extra>"
@@ -67,32 +67,27 @@ def forest_view(key: str, shown: Sequence[ShownArm], baselines: Mapping[str, Arm
     means["hovertemplate"] = "%{text}<br>%{x:+.4g} (+%{error_x.array:.2g}, −%{error_x.arrayminus:.2g})<extra></extra>"
     better = "higher" if metric.higher_is_better else "lower"
     return view(
-        [dots, means], row_layout(f"{metric.label} minus that of {baseline} ({metric.unit}; {better} is better)")
+        [dots, means], row_layout(f"{metric.label} minus that of {baseline}<br>({metric.unit}; {better} is better)")
     )
 
 
-def row_points(rows: Sequence[ShownArm], values: Sequence[float], name: str) -> View:
-    """Marks in the rows of arms."""
+def row_points(rows: Sequence[ShownArm], values: Sequence[float], name: str, offset: float = 0) -> View:
+    """Marks in the rows of arms, or below by a share of a row's height."""
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
         "x": rounded(values),
-        "y": [str(one.index) for one in rows],
-        "meta": {"arms": [one.index for one in rows]},
+        "y": [one.index for one in rows],
+        "meta": {"arms": [one.index for one in rows], "offset": offset},
     }
 
 
 def row_layout(xlabel: str) -> View:
     layout = new_layout("")
-    layout["xaxis"] = axis(xlabel) | {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1.5, "nticks": 7}
-    layout["yaxis"] = {
-        "type": "category",
-        "automargin": True,
-        "autorange": "reversed",
-        "gridcolor": "#E4E7EB",
-        "tickfont": {"size": 12},
-    }
+    layout["xaxis"] = axis(xlabel) | {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1.5, "nticks": 6, "tickangle": 0}
+    layout["yaxis"] = {"gridcolor": "#E4E7EB", "zeroline": False, "tickfont": {"size": 12}}
+    layout["legend"] |= {"xref": "container"}
     layout["hovermode"] = "closest"
     layout["meta"] = {"rows": True}
     return layout
@@ -199,10 +194,9 @@ def specialisation_chart(shown: Sequence[ShownArm], found: Mapping[int, Speciali
         f"Beyond the permutation null (0) with p ≤ 0.05 in {beyond} of {layers} layers of evaluated runs. "
         "Mean over layers and seeds, 95% interval over seeds."
     )
-    layout = row_layout("what an expert tells about the domain, debiased (0 = chance, 1 = everything)")
+    layout = row_layout("what an expert tells about the domain<br>(debiased: 0 = chance, 1 = everything)")
     layout["xaxis"] |= {"zerolinecolor": PALE_GREY}
     layout["shapes"] = [chance_line()]
-    layout["margin"] = layout["margin"] | {"t": 40}
     return Chart(
         name="specialisation",
         title="Specialisation by domain, with its nulls",
