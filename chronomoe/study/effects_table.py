@@ -25,7 +25,7 @@ class Cells(NamedTuple):
     documented: str
 
 
-HEADS = Cells("Pairs", "Mean", "Difference", "95% interval", "Wins", "Corrected p", "By interval", "Documented rule")
+HEADS = Cells("Pairs", "Mean", "Difference", "95% interval", "Wins", "Corrected p", "By interval", "Documented")
 
 
 def cells(metric: Metric, arm: Arm, baseline: Arm) -> Cells | None:

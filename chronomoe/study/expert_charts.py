@@ -143,7 +143,9 @@ def path_charts(recorded: Sequence[Recorded]) -> list[Chart]:
 
 def path_chart(number: int, recorded: Sequence[Recorded], is_one_of_many: bool) -> Chart | None:
     layers, experts = recorded[0].routing.num_layers, recorded[0].routing.num_experts
-    choices = {"all": slice(None)} | ({str(layer): slice(layer, layer + 1) for layer in range(layers)} if layers > 1 else {})
+    choices = {"all": slice(None)} | (
+        {str(layer): slice(layer, layer + 1) for layer in range(layers)} if layers > 1 else {}
+    )
     keys, views = [], []
     for key, layer in choices.items():
         made = path_view(recorded, layer)

@@ -40,7 +40,7 @@ class ShownArm:
 
 
 def show_arms(comparison: Comparison) -> list[ShownArm]:
-    """By stratum, the baseline first, then by their settings. An arm has one colour in all strata, whose lines differ."""
+    """By stratum, the baseline first, then by settings. An arm has one colour in all strata, whose lines differ."""
     arms, strata = in_order(comparison), comparison.strata
     others = list(dict.fromkeys(arm.name for arm in arms if not arm.is_baseline))
     styles = dict(zip(others, arm_styles(len(others), is_ordered(others), may_dash=len(strata) == 1), strict=True))

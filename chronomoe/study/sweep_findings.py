@@ -34,6 +34,11 @@ def finding(key: str, shown: Sequence[ShownArm], baseline: str) -> str:
     )
 
 
+def has_effect(shown: Sequence[ShownArm], key: str) -> bool:
+    """Whether an arm beside the baselines has a pair."""
+    return any(key in one.arm.effects and not one.arm.is_baseline for one in shown)
+
+
 def told_apart(key: str, shown: Sequence[ShownArm]) -> str:
     """In how many arms the interval leaves out zero."""
     effects = [one.arm.effects[key] for one in shown if key in one.arm.effects and not one.arm.is_baseline]
