@@ -22,9 +22,9 @@ from chronomoe.study.run import Curve, Routing
 from chronomoe.study.series import pool_counts, thin_indices, utilisation, utilisation_top
 from chronomoe.study.shown_arms import ShownArm
 
-USAGE_CELLS, LENS_POINTS = 180_000, 60_000
+USAGE_CELLS, LENS_POINTS = 120_000, 40_000
 """Most that all runs have together: 5 bytes a cell, 11 a point."""
-MOST_LINES = 4_000
+MOST_LINES = 960
 """Lines of experts in all runs: what bounds the number of runs."""
 MOST_BINS = 200
 PATH_POINTS = 60
@@ -180,24 +180,22 @@ def path_view(recorded: Sequence[Recorded], layer: slice) -> View | None:
     for (one, _), path in zip(recorded, np.split(found.coordinates_PK, ends), strict=True):
         marks = thin_indices(len(path), TIME_MARKS)
         traces.append({
-            "type": "scatter", "mode": "lines", "name": one.name, "x": packed(path[:, 0]), "y": packed(path[:, 1]),
-            "line": {"color": one.colour, "width": 2, "dash": one.dash}, "hoverinfo": "skip", "showlegend": False,
+            "mode": "lines", "x": packed(path[:, 0]), "y": packed(path[:, 1]),
+            "line": {"color": one.colour, "width": 2, "dash": one.dash}, "hoverinfo": "skip",
             "meta": {"arm": one.index},
         })  # fmt: skip
         traces.append({
-            "type": "scatter", "mode": "markers+text", "name": one.name,
-            "x": rounded(path[marks, 0]), "y": rounded(path[marks, 1]),
+            "mode": "markers+text", "x": rounded(path[marks, 0]), "y": rounded(path[marks, 1]),
             "marker": {"color": one.colour, "opacity": 1, "size": [*range(5, 4 + len(marks)), 12]},
-            "text": [*[""] * (len(marks) - 1), "<br>".join(one.ticks) if is_labelled else ""],
+            "text": [*[""] * (len(marks) - 1), one.tick_text if is_labelled else ""],
             "textposition": "top center", "textfont": {"size": 11, "color": one.colour}, "cliponaxis": False,
             "customdata": [f"{share:.0%}" for share in np.linspace(0, 1, len(marks))],
-            "hovertemplate": "%{fullData.name}<br>%{customdata} of the run<extra></extra>", "showlegend": False,
             "meta": {"arm": one.index},
         })  # fmt: skip
     layout = new_layout(f"PC2 ({found.share_K[1]:.0%} of variance, logits)")
     layout["xaxis"] = axis(f"PC1 ({found.share_K[0]:.0%} of variance, logits)")
-    layout["height"] = 460
-    layout["hovermode"] = "closest"
+    layout |= {"height": 460, "hovermode": "closest", "showlegend": False}
+    layout["meta"] = {"hover": "%{customdata} of the run"}
     return view(traces, layout)
 
 

@@ -43,12 +43,16 @@ function ofShownArms(view) {
   if (isRows) layoutRows(layout, drawn);
   const data = view.data
     .filter((trace) => !trace.meta || trace.meta.arms || (isDrawn.has(trace.meta.arm) && (hasBands || !trace.meta.band)))
-    .map((trace) => (trace.meta && trace.meta.arms ? pointsOf(trace, drawn) : trace));
+    .map((trace) => (!trace.meta ? trace : trace.meta.arms ? pointsOf(trace, drawn) : named(trace, layout.meta)));
   const notes = [
     tooMany ? "The first " + drawn.length + " of " + there.length + " arms; filters show others." : "",
     !hasBands && view.data.some((trace) => trace.meta && trace.meta.band) ? "Bands appear at " + mostBands + " arms or fewer." : "",
   ];
   return { data, layout, note: notes.join(" ") };
+}
+
+function named(trace, meta) {
+  return Object.assign({ name: arms[trace.meta.arm].name, hovertemplate: "%{fullData.name}<br>" + meta.hover + "<extra></extra>" }, trace);
 }
 
 function pointsOf(trace, drawn) {
@@ -57,7 +61,9 @@ function pointsOf(trace, drawn) {
   const rows = picked.map((place) => drawn.indexOf(trace.meta.arms[place]) + trace.meta.offset);
   const copy = Object.assign({}, trace, { x: pick(trace.x), y: rows, customdata: pick(trace.customdata) });
   copy.text = picked.map((place) => arms[trace.meta.arms[place]].name);
-  copy.marker = Object.assign({}, trace.marker, { color: pick(trace.marker.color) });
+  copy.marker = Object.assign({}, trace.marker, {
+    color: trace.marker.color || picked.map((place) => arms[trace.meta.arms[place]].colour),
+  });
   if (trace.error_x) {
     const { array, arrayminus } = trace.error_x;
     copy.error_x = Object.assign({}, trace.error_x, { array: pick(array), arrayminus: pick(arrayminus) });

@@ -34,6 +34,11 @@ class ShownArm:
     """Key of its name or stratum -> value."""
 
     @property
+    def tick_text(self) -> str:
+        """The label as plotly.js reads it, in which no name becomes markup."""
+        return "<br>".join(map(escape, self.ticks))
+
+    @property
     def run(self) -> Run:
         """The run that stands for the arm where one must: that of its first seed, which arms share if they can."""
         return self.arm.runs[min(self.arm.runs)]
@@ -127,7 +132,8 @@ def as_json(shown: Sequence[ShownArm]) -> list[dict[str, object]]:
     return [
         {
             "name": one.name,
-            "ticks": "<br>".join(map(escape, one.ticks)),
+            "colour": one.colour,
+            "ticks": one.tick_text,
             "values": one.values,
             "stratum": one.arm.stratum,
             "baseline": one.arm.is_baseline,
