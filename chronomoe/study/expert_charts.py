@@ -25,7 +25,7 @@ from chronomoe.study.shown_arms import ShownArm
 USAGE_CELLS, LENS_POINTS = 120_000, 40_000
 """Most that all runs have together: 5 bytes a cell, 11 a point."""
 MOST_LINES = 960
-"""Lines of experts in all runs: what bounds the number of runs."""
+"""Lines of experts in all runs, if they are as large as the first: what bounds the number of runs."""
 MOST_BINS = 200
 PATH_POINTS = 60
 MOST_LABELS = 12
@@ -38,17 +38,13 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(shown: Sequence[ShownArm]) -> list[Recorded]:
-    """The arms whose run has a routing record, as many as there is room for, in their order."""
-    recorded: list[Recorded] = []
-    lines = 0
-    for one in shown:
-        if lines >= MOST_LINES:
-            break
-        routing = one.run.routing
-        if routing is not None:
-            recorded.append(Recorded(one, routing))
-            lines += routing.num_layers * routing.num_experts
-    return recorded
+    """The arms whose run has a routing record; if there is no room for all, arms evenly spread."""
+    first = next((one.run.routing for one in shown if one.run.routing is not None), None)
+    if first is None:
+        return []
+    limit = max(2, MOST_LINES // (first.num_layers * first.num_experts))
+    chosen = [shown[index] for index in thin_indices(len(shown), limit)]
+    return [Recorded(one, routing) for one in chosen if (routing := one.run.routing) is not None]
 
 
 def num_layers(recorded: Sequence[Recorded]) -> int:
