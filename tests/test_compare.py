@@ -152,10 +152,11 @@ def test_an_unknown_baseline_lists_the_arms(multirun: Path, run_compare: Compare
         run_compare(f"runs={multirun}", "baseline=sign")
 
 
-def test_one_arm_is_not_compared(multirun: Path, run_compare: Compare) -> None:
-    for number in ("2", "3"):
+@pytest.mark.parametrize(("unfinished", "left"), [(("2", "3"), "off"), (("0", "1"), "chronovisor")])
+def test_one_arm_is_not_compared(multirun: Path, run_compare: Compare, unfinished: tuple[str, str], left: str) -> None:
+    for number in unfinished:
         (multirun / number / "summary.json").unlink()
-    with pytest.raises(InputError, match="all finished runs are of one arm, off"):
+    with pytest.raises(InputError, match=f"all finished runs are of one arm, {left}"):
         run_compare(f"runs={multirun}")
 
 

@@ -36,7 +36,12 @@ def find_runs(folder: Path) -> list[Path]:
             names.clear()
     if not found:
         raise InputError(f"runs={folder}: no run in it (no config.yaml); give the folder of a sweep or a multirun")
-    return sorted(found, key=lambda path: [part.zfill(20) for part in re.split(r"(\d+)", str(path))])
+    return sorted(found, key=by_numbers)
+
+
+def by_numbers(path: Path) -> list[str]:
+    """Sorts `run_9` before `run_10`."""
+    return [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
 
 
 def refuse(error: OSError) -> None:

@@ -140,9 +140,10 @@ def test_a_falling_curve_settles_and_an_excursion_is_exploration() -> None:
 
 
 def test_a_level_that_only_seems_to_move_away_is_no_exploration() -> None:
-    rng = np.random.default_rng(6)
-    pieces = [rng.normal(size=40), 0.2 * rng.normal(size=40) + 0.05, rng.normal(0, 0.19, size=40)]
-    assert label_changes(pieces, 0.0) == ["settling", "settling"]
+    noise = np.random.default_rng(6).normal(size=(3, 40))
+    noise = (noise - noise.mean(axis=1, keepdims=True)) / noise.std(axis=1, keepdims=True)
+    assert label_changes(list(noise + np.array([[0.02], [0.05], [0.0]])), 0.0) == ["settling", "settling"]
+    assert label_changes(list(noise + np.array([[0.02], [1.05], [0.0]])), 0.0) == ["exploration", "settling"]
 
 
 def test_phases_cover_the_curve_and_say_its_level_and_spread() -> None:
