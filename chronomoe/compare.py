@@ -6,11 +6,13 @@ Reads every finished run below the folders, pairs them by seed, prints a table a
 |---|---|
 | `compare.json` | metric -> arm -> n, mean, mean_difference, ci_low, ci_high, wins, p, corrected_p; and keys below |
 | `compare.png` | loss against balance, one mark an arm |
+| `curves.png` | validation loss by tokens, and the paired difference, with bands |
 
 | key of `compare.json` | what |
 |---|---|
 | axis, within, baseline, left_out, notes | what was compared, unfinished runs, what to know besides |
 | verdicts | arm -> what its interval and the documented rule say of its loss: `chronomoe/study/verdicts.py` |
+| association, phases | of coherence: `chronomoe/study/coherence_summary.py` |
 """
 
 from __future__ import annotations
@@ -18,15 +20,23 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.settings import InputError, setting
+from chronomoe.study.coherence_summary import (
+    association_json,
+    phases_json,
+    read_coherence,
+    say_association,
+    say_phases,
+)
 from chronomoe.study.comparison import Comparison, compare_runs, is_finished
 from chronomoe.study.comparison_table import label, tables
+from chronomoe.study.curves_figure import write_curves
 from chronomoe.study.front_figure import write_front
 from chronomoe.study.pairs import ENOUGH_PAIRS
 from chronomoe.study.run import Run
@@ -52,25 +62,55 @@ def main() -> None:
     folders = [Path(folder.strip()) for folder in settings.runs.split(",")]
     comparison = compare_folders(folders, settings)
     verdicts = all_verdicts(comparison)
+    coherence = {label(arm): read_coherence(arm) for arm in progress(comparison.arms, "phases", "arm")}
+    panels = {name: found.panel for name, found in coherence.items() if found.panel is not None}
+    phases = {name: found.phases for name, found in coherence.items() if found.phases}
+
     print(tables(comparison))
-    print("\n" + "\n".join(map(say_verdict, verdicts, verdicts.values())))
-    print("\n".join(["", *remarks(comparison)]))
-    write_json(folders[0] / "compare.json", as_json(comparison) | {"verdicts": fields_of(verdicts)})
-    for path in (folders[0] / "compare.json", draw_front(comparison, folders[0] / "compare.png")):
+    say("Validation loss, two verdicts", map(say_verdict, verdicts, verdicts.values()))
+    lines = [say_association(name, [panel]) for name, panel in panels.items()]
+    together = [say_association("all arms", list(panels.values()))] if len(panels) > 1 else []
+    say("Coherence and validation loss, correlation over the seeds of an arm (docs/statistics.md)", lines + together)
+    say("Phases of coherence", (say_phases(name, list(found.values())) for name, found in phases.items()))
+    say("Remarks", remarks(comparison))
+
+    found = {
+        "verdicts": {name: said._asdict() for name, said in verdicts.items()},
+        "association": association_json(panels),
+        "phases": {name: phases_json(found) for name, found in phases.items()},
+    }
+    print()
+    print(write_json(folders[0] / "compare.json", as_json(comparison) | found))
+    for path in (
+        draw_front(comparison, folders[0] / "compare.png"),
+        write_curves(comparison, folders[0] / "curves.png"),
+    ):
         if path is not None:
             print(path)
 
 
-def compare_folders(folders: Sequence[Path], settings: CompareSettings) -> Comparison:
-    """The runs below the folders, compared as the settings say or else as the sweep recorded."""
+def say(title: str, lines: Iterable[str]) -> None:
+    """A block of lines as a Markdown list, if there is any."""
+    block = [f"- {line}" for line in lines]
+    if block:
+        print("\n".join([f"\n{title}:", *block]))
+
+
+Element = TypeVar("Element")
+
+
+def progress(elements: Sequence[Element], verb: str, unit: str) -> Iterable[Element]:
+    """The elements, with a bar on a terminal after two seconds."""
     from tqdm import tqdm
 
+    return tqdm(elements, desc=verb, unit=unit, delay=2, disable=None, leave=False)
+
+
+def compare_folders(folders: Sequence[Path], settings: CompareSettings) -> Comparison:
+    """The runs below the folders, compared as the settings say or else as the sweep recorded."""
     directories = [directory for folder in folders for directory in find_runs(folder)]
     recorded = read_sweeps(folders)
-    runs = [
-        open_run(directory)
-        for directory in tqdm(directories, desc="read", unit="run", delay=2, disable=None, leave=False)
-    ]
+    runs = [open_run(directory) for directory in progress(directories, "read", "run")]
     comparison = compare_runs(
         runs,
         axis=settings.axis or (["chrono"] if recorded is None else recorded.axis),
@@ -100,10 +140,10 @@ def all_verdicts(comparison: Comparison) -> dict[str, Verdict]:
 
 
 def say_verdict(name: str, said: Verdict) -> str:
-    better = "loss lower, specialisation higher" if said.pareto else "loss lower"
+    better = "loss lower and specialisation higher" if said.pareto else "loss lower"
     return (
-        f"{name}: {said.interval} by its interval; documented rule: {said.documented} "
-        f"({better} in {said.better} of {said.n} seeds; an arm that does nothing is robust in {said.chance:.0%})"
+        f"{name}: {said.interval} by its interval; by the documented rule {said.documented}: {better} in "
+        f"{said.better} of {said.n} seeds (robust by chance: {said.chance:.0%})"
     )
 
 
@@ -115,6 +155,8 @@ def remarks(comparison: Comparison) -> list[str]:
     losses = [arm.effects["val_loss"].n for arm in comparison.arms if "val_loss" in arm.effects]
     if losses and min(losses) < ENOUGH_PAIRS:
         lines.append(f"Fewer than {ENOUGH_PAIRS} pairs: an interval from so few says little.")
+    if any("tokens_per_sec" in arm.effects for arm in comparison.arms):
+        lines.append("Throughput also tells what else the machine did meanwhile: chronomoe.benchmark compares speeds.")
     if losses:
         lines.append(f"Least p that {min(losses)} pairs can reach: {least_p(min(losses)):.2g}.")
     return lines
@@ -135,10 +177,6 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def fields_of(found: dict[str, Any]) -> dict[str, Any]:
-    return {name: value._asdict() for name, value in found.items()}
-
-
 def draw_front(comparison: Comparison, path: Path) -> Path | None:
     """Loss against balance of all arms that have both; None with fewer than two."""
     loss, balance = (
@@ -148,10 +186,12 @@ def draw_front(comparison: Comparison, path: Path) -> Path | None:
     return write_front(loss, balance, comparison.baseline, path) if len(loss.keys() & balance.keys()) > 1 else None
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write the whole file or none; returns it."""
     unfinished = path.with_name(f"{path.name}.tmp")
     unfinished.write_text(json.dumps(content, indent=2) + "\n")
     os.replace(unfinished, path)
+    return path
 
 
 if __name__ == "__main__":

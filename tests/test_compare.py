@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -57,7 +58,9 @@ def test_arms_are_compared_within_seeds(
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith("| chronovisor"))
     assert "| 2 | 4.5 (" in " ".join(line.split())
-    assert "chronovisor: not told apart by its interval; documented rule: partial" in printed
+    assert (
+        "- chronovisor: not told apart by its interval; by the documented rule partial: loss lower in 1 of 2" in printed
+    )
     assert "Fewer than 5 pairs" in printed
     assert "Least p that 2 pairs can reach: 0.5" in printed
     assert (multirun / "compare.png").is_file()
@@ -102,6 +105,41 @@ def test_several_folders_are_one_comparison_written_into_the_first(multirun: Pat
     assert not (other / "compare.json").exists()
 
 
+def write_metrics(run_dir: Path, seed: int) -> None:
+    """60 logged steps: coherence falls to another level at step 31, and every run's loss follows its coherence."""
+    rng = np.random.default_rng(seed)
+    lines = ["step,train/tokens,train/loss,chrono/coherence,val/loss"]
+    for step in range(1, 61):
+        coherence = (3.0 if step <= 30 else 1.0) + 0.1 * seed * step / 60 + 0.05 * rng.normal()
+        lines.append(f"{step},{64 * step},{8 - step / 20 + 0.1 * rng.normal()},{coherence},")
+        if step % 20 == 0:
+            lines.append(f"{step},,,,{6 - step / 20 + 0.1 * seed * step / 60}")
+    (run_dir / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_coherence_is_held_against_loss_and_cut_into_phases(
+    tmp_path: Path, run_compare: Compare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for law in ("off", "chronovisor"):
+        for seed in range(1, 6):
+            write_run(tmp_path / law / str(seed), law, seed, 4.0 + seed)
+            write_metrics(tmp_path / law / str(seed), seed)
+    run_compare(f"runs={tmp_path}")
+    found = saved(tmp_path)
+    for part in (found["association"]["arms"]["chronovisor"], found["association"]["together"]):
+        assert part["changes"]["r"] > 0.5
+        assert part["changes"]["p"] <= 0.05
+        assert part["ends"]["seeds"] == 5
+    assert found["association"]["together"]["changes"]["columns"] == 4
+    phases = found["phases"]["off"]["1"]
+    assert [(phase["first_step"], phase["label"]) for phase in phases["phases"]] == [(1, "start"), (31, "settling")]
+    assert found["loss_spikes"]["off"]["n"] == 5
+    printed = capsys.readouterr().out
+    assert "- off: changes of phase in 5 of 5 seeds (median " in printed
+    assert "- all arms: changes +" in printed
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
 def test_a_run_inside_a_run_is_none(multirun: Path, run_compare: Compare) -> None:
     for inner in (".hydra", "wandb/run-1/files"):
         write_run(multirun / "0" / inner, "chronovisor", 9, 1.0)
@@ -114,10 +152,11 @@ def test_an_unknown_baseline_lists_the_arms(multirun: Path, run_compare: Compare
         run_compare(f"runs={multirun}", "baseline=sign")
 
 
-def test_one_arm_is_not_compared(multirun: Path, run_compare: Compare) -> None:
-    for number in ("2", "3"):
+@pytest.mark.parametrize(("unfinished", "left"), [(("2", "3"), "off"), (("0", "1"), "chronovisor")])
+def test_one_arm_is_not_compared(multirun: Path, run_compare: Compare, unfinished: tuple[str, str], left: str) -> None:
+    for number in unfinished:
         (multirun / number / "summary.json").unlink()
-    with pytest.raises(InputError, match="all finished runs are of one arm, off"):
+    with pytest.raises(InputError, match=f"all finished runs are of one arm, {left}"):
         run_compare(f"runs={multirun}")
 
 

@@ -109,8 +109,11 @@ def law_of(settings: Settings) -> str:
 def find_baseline(given: str | None, names: Sequence[str]) -> str:
     """The arm that is meant: by its name, by the same words in another order, or `off` for `chrono=off`.
 
-    Without one given it is the arm without control. Raises InputError, listing the arms, when there is none.
+    Without one given it is the arm without control, or the only one. Raises InputError, listing the arms, when there is
+    none.
     """
+    if given is None and len(names) == 1:
+        return names[0]
     wanted = "off" if given is None else given
     for meant in (wanted, f"chrono={wanted}"):
         for name in names:

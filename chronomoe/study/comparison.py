@@ -8,7 +8,7 @@ names and in no other.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from chronomoe.settings import InputError
@@ -31,7 +31,7 @@ class Arm:
     runs: Mapping[int, Run]
     """seed -> run."""
     is_baseline: bool
-    values: Mapping[str, Mapping[int, float]]
+    values: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     """Metric -> seed -> the run's value, for the metrics that any of its runs has."""
     effects: Mapping[str, Effect]
     """Metric (key of `measurements.METRICS`) -> paired effect against the stratum's baseline. A metric that no pair has
@@ -183,5 +183,10 @@ def versions(runs: Sequence[Run]) -> list[str]:
     )
     if len(seen) == 1:
         return []
-    shown = ", ".join(f"{(revision or 'unknown')[:9]} with torch {torch}" for revision, torch in seen)
+    shown = ", ".join(f"{short(revision)} with torch {torch}" for revision, torch in seen)
     return [f"the runs come from {len(seen)} versions: {shown}"]
+
+
+def short(revision: str | None) -> str:
+    """Nine digits, and the `+` of a changed tree."""
+    return "unknown" if revision is None else revision[:9] + "+" * revision.endswith("+")

@@ -15,6 +15,9 @@ from chronomoe.study.figures import DPI, WIDTH
 from chronomoe.study.pairs import Effect
 from chronomoe.study.palette import BLACK, PALE_GREY, SLATE, VERMILION
 
+MAX_LABELS = 30
+"""Arms up to which all are named; of more only the front is."""
+
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names of the points that no other point is at least as good as in both numbers and better in one (less is
@@ -43,7 +46,8 @@ def write_front(loss: Mapping[str, Effect], balance: Mapping[str, Effect], basel
         spread = np.array([[y - loss[name].ci_low], [loss[name].ci_high - y]]).clip(min=0)
         axes.errorbar(x, y, yerr=spread, fmt="o", color=colour, ecolor=PALE_GREY, elinewidth=1.5, markersize=6)
         together = [other for other in arms if points[other] == points[name]]
-        label = ", ".join(together) if name == together[0] else ""  # two laws may do the very same
+        labelled = name == together[0] and (name in best or len(arms) <= MAX_LABELS)
+        label = ", ".join(together) if labelled else ""  # two laws may do the very same
         axes.annotate(label, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8.5, color=colour)
     steps = sorted(points[name] for name in best)
     axes.plot(*zip(*steps, strict=True), color=VERMILION, linewidth=1, linestyle=":", zorder=0)

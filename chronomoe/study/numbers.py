@@ -28,7 +28,7 @@ NUMBERS = (
     Number(
         "expert_information", "Expert information", "nats", ".4f", "Mutual information of token and expert, held out."
     ),
-    Number("val_token_entropy", "Token entropy", "nats", ".4f", "Of one token's gate, held out; low is decided."),
+    Number("val_token_entropy", "Token entropy", "of 1", ".4f", "Of one token's gate, over ln E, held out."),
     Number("tokens_per_sec", "Throughput", "tokens/s", ",.0f", "Training alone, over all devices."),
     Number("wall_seconds", "Wall time", "s", ",.1f", "From the start of the run to its last evaluation."),
     Number("steps", "Steps", "steps", ",", "Optimizer steps done."),

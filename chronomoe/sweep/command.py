@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
@@ -21,9 +22,9 @@ from chronomoe.config import TrainConfig, settle
 from chronomoe.run import check_writable, preflight
 from chronomoe.settings import InputError, RunFailed
 from chronomoe.study.measurements import METRICS
-from chronomoe.sweep.axes import Axis, plain, read_axes
+from chronomoe.sweep.axes import Axis, grid, plain, read_axes
 from chronomoe.sweep.help import help_text
-from chronomoe.sweep.points import Composer, Point, grid_of, varying, without_repeats
+from chronomoe.sweep.points import Composer, Point, beside, for_arm, varying, without_repeats
 from chronomoe.sweep.record import record_of, write_record
 from chronomoe.sweep.settings import LauncherSettings, SweepSettings
 from chronomoe.sweep.state import FAILED
@@ -55,19 +56,17 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
     from chronomoe.sweep.source import Grid, Search, Source
     from chronomoe.sweep.trials import Trials
 
-    _, fixed = read_axes({}, overrides)
-    shared, params = composer.shared(fixed)
-    axes, _ = read_axes(params, overrides)
-    check_sweep(shared, axes)
+    shared, axes, fixed = read_sweep(composer, overrides)
     settings, folder = shared.sweep, Path(shared.sweep.dir) / str(shared.sweep.name)
     check_writable(folder)
     make_point = partial(composer.point, fixed, folder=folder)
     points: list[Point] = []
     if settings.sampler == "grid":
-        points = grid_points(axes, settings, make_point)
+        points = grid_points(composer, fixed, axes, settings, folder)
     here = launcher_settings.kind != "slurm"
     check_points(points or [Point(overrides=[], config=shared, run_dir=folder)], folder, here)
-    launcher = Launcher(launcher_settings, folder / "jobs", shared)
+    # A folder for each start: submitit names files after process numbers, which come again.
+    launcher = Launcher(launcher_settings, folder / "jobs" / time.strftime("%Y-%m-%d_%H-%M-%S"), shared)
     folder.mkdir(parents=True, exist_ok=True)
     record = record_of(shared, axes, varying(points))
     write_record(folder, record)
@@ -94,6 +93,15 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
         )
 
 
+def read_sweep(composer: Composer, overrides: Sequence[str]) -> tuple[TrainConfig, list[Axis], list[str]]:
+    """What all points share, the axes, and the overrides of the command line that are no axis. Raises InputError."""
+    _, params = composer.shared(read_axes({}, overrides)[1])
+    axes, fixed = read_axes(params, overrides)  # a single value for an axis of the file shortens that axis
+    shared, _ = composer.shared(fixed)
+    check_sweep(shared, axes)
+    return shared, axes, fixed
+
+
 def compose_launcher(overrides: Sequence[str]) -> LauncherSettings:
     composed = compose("launch", list(overrides))
     settings = settle(composed.launcher)
@@ -101,10 +109,14 @@ def compose_launcher(overrides: Sequence[str]) -> LauncherSettings:
     return settings
 
 
-def grid_points(axes: Sequence[Axis], settings: SweepSettings, make_point: partial[Point]) -> list[Point]:
-    overrides = grid_of(axes, settings.arms)
-    composed = [make_point(each) for each in tqdm(overrides, desc="composing", unit="point", delay=2, leave=False)]
-    return without_repeats(composed, settings.arms)
+def grid_points(
+    composer: Composer, fixed: Sequence[str], axes: Sequence[Axis], settings: SweepSettings, folder: Path
+) -> list[Point]:
+    """The arms beside the grid, then the grid."""
+    overrides = [(for_arm(fixed, each), each) for each in beside(axes, settings.arms)]
+    overrides += [(list(fixed), each) for each in grid(axes)]
+    shown = tqdm(overrides, desc="composing", unit="point", delay=2, leave=False)
+    return without_repeats([composer.point(shared, each, folder) for shared, each in shown], settings.arms)
 
 
 def check_points(points: Sequence[Point], folder: Path, here: bool) -> None:

@@ -18,7 +18,7 @@ from chronomoe.before_run import task_config
 from chronomoe.config import TrainConfig, all_keys, config_hash, parse, unknown_key, walk
 from chronomoe.entry import explain
 from chronomoe.settings import InputError
-from chronomoe.sweep.axes import Axis, grid, read_overrides
+from chronomoe.sweep.axes import Axis, grid, plain, read_overrides
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -95,11 +95,17 @@ def sets_a_value(override: Override) -> bool:
     return override.type == OverrideType.CHANGE and not (CONFIGS / override.key_or_group).is_dir()
 
 
-def grid_of(axes: Sequence[Axis], arms: Sequence[str]) -> list[list[str]]:
-    """The overrides of every point: the arms beside the grid, each crossed with the seeds, then the grid."""
+def beside(axes: Sequence[Axis], arms: Sequence[str]) -> list[list[str]]:
+    """The overrides of the points beside the grid: every arm, crossed with the seeds."""
     seeds = [axis for axis in axes if axis.key == "seed"]
-    beside = [[*arm.split(), *seed] for arm in arms for seed in grid(seeds)]
-    return [*beside, *grid(axes)]
+    return [[*arm.split(), *seed] for arm in arms for seed in grid(seeds)]
+
+
+def for_arm(shared: Sequence[str], arm: Sequence[str]) -> list[str]:
+    """What is shared with an arm beside the grid: no settings of a group that the arm chooses itself. What is set about
+    one law (`chrono.gamma=0.3`) means nothing to the arm of another (`chrono=off`)."""
+    chosen = {override.partition("=")[0] for override in arm if (CONFIGS / override.partition("=")[0]).is_dir()}
+    return [text for text in shared if plain(text.partition("=")[0]).partition(".")[0] not in chosen or text in arm]
 
 
 def without_repeats(points: Iterable[Point], arms: Sequence[str]) -> list[Point]:

@@ -90,6 +90,7 @@ def test_strata_within_nothing_that_exists_are_refused() -> None:
         (None, ["chrono.gain=1", "chrono=off"], "chrono=off"),
         ("off", ["chrono=off", "pi"], "chrono=off"),
         ("pi", ["off", "pi"], "pi"),
+        (None, ["pi"], "pi"),
         ("b=2 a=1", ["a=1", "a=1 b=2"], "a=1 b=2"),
     ],
 )

@@ -110,8 +110,8 @@ def test_runs_of_two_versions_are_pointed_out() -> None:
     for run in runs:
         run.summary |= {"git_revision": "a" * 40, "versions": {"torch": "2.13"}}
     assert compare_runs(runs).notes == []
-    runs[3].summary["git_revision"] = "b" * 40
-    said = f"the runs come from 2 versions: {'a' * 9} with torch 2.13, {'b' * 9} with torch 2.13"
+    runs[3].summary["git_revision"] = "b" * 40 + "+"
+    said = f"the runs come from 2 versions: {'a' * 9} with torch 2.13, {'b' * 9}+ with torch 2.13"
     assert compare_runs(runs).notes == [said]
 
 
