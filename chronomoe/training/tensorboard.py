@@ -30,29 +30,26 @@ TOKENS_AXIS = {
     "val/max_vio": "tokens/val_max_vio",
 }
 
-LAYOUT = {
-    "loss": {
-        "by step": ["Multiline", ["train/loss", "val/loss"]],
-        "by tokens": ["Multiline", ["tokens/train_loss", "tokens/val_loss"]],
-    },
+CHARTS = {
+    "loss": {"by step": ["train/loss", "val/loss"], "by tokens": ["tokens/train_loss", "tokens/val_loss"]},
     "balance": {
-        "MaxVio": ["Multiline", ["router/max_vio", "router/max_vio_worst", "val/max_vio"]],
-        "load entropy": ["Multiline", ["router/load_entropy"]],
-        "dead experts": ["Multiline", ["router/dead_expert_frac"]],
+        "MaxVio": ["router/max_vio", "router/max_vio_worst", "val/max_vio"],
+        "load entropy": ["router/load_entropy"],
+        "dead experts": ["router/dead_expert_frac"],
     },
     "control": {
-        "field, logits": ["Multiline", ["chrono/bias", "chrono/pressure", "chrono/lens"]],
-        "coherence and gate": ["Multiline", ["chrono/coherence", "chrono/gate"]],
+        "field, logits": ["chrono/bias", "chrono/pressure", "chrono/lens"],
+        "coherence and gate": ["chrono/coherence", "chrono/gate"],
     },
 }
-"""Section -> chart -> tags."""
+"""Section of the CUSTOM SCALARS tab -> chart -> tags."""
 
 
 class TensorBoard(TensorBoardLogger):
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         super().__init__(run_dir, name="", version="tensorboard", default_hp_metric=False)
         if is_first_process():
-            self.experiment.add_custom_scalars(LAYOUT)
+            self.experiment.add_custom_scalars(layout())
             self._add(session_start(flat_settings(config)))
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -70,6 +67,14 @@ class TensorBoard(TensorBoardLogger):
 
     def _add(self, record: Any) -> None:
         self.experiment._get_file_writer().add_summary(record)
+
+
+def layout() -> dict[str, dict[str, list[Any]]]:
+    """`CHARTS` as torch takes it. TensorBoard matches tags from their start, so an end keeps longer ones out."""
+    return {
+        section: {chart: ["Multiline", [f"{tag}$" for tag in tags]] for chart, tags in charts.items()}
+        for section, charts in CHARTS.items()
+    }
 
 
 def flat_settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | float | str]:
