@@ -23,7 +23,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.settings import InputError, setting
@@ -39,6 +39,7 @@ from chronomoe.study.comparison_table import label, tables
 from chronomoe.study.curves_figure import write_curves
 from chronomoe.study.front_figure import write_front
 from chronomoe.study.pairs import ENOUGH_PAIRS
+from chronomoe.study.progress import progress
 from chronomoe.study.run import Run
 from chronomoe.study.significance import least_p
 from chronomoe.study.sweep_folder import find_runs, read_sweeps
@@ -94,16 +95,6 @@ def say(title: str, lines: Iterable[str]) -> None:
     block = [f"- {line}" for line in lines]
     if block:
         print("\n".join([f"\n{title}:", *block]))
-
-
-Element = TypeVar("Element")
-
-
-def progress(elements: Sequence[Element], verb: str, unit: str) -> Iterable[Element]:
-    """The elements, with a bar on a terminal after two seconds."""
-    from tqdm import tqdm
-
-    return tqdm(elements, desc=verb, unit=unit, delay=2, disable=None, leave=False)
 
 
 def compare_folders(folders: Sequence[Path], settings: CompareSettings) -> Comparison:

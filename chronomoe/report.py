@@ -1,30 +1,89 @@
-"""`python -m chronomoe.report run=<folder>`: draw a run's figures and write its `report.html` again."""
+"""`python -m chronomoe.report run=<run directory>`, or `runs=<folder of a sweep or of runs>`: figures and `report.html`.
+
+| argument | writes |
+|---|---|
+| `run=` | the run's `figures/*.png` and `report.html` again |
+| `runs=` | `report.html` and `figures/*.png, *.svg` into the folder, of every finished run below it |
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from chronomoe.entry import guarded
-from chronomoe.settings import InputError
-from chronomoe.study.figures import draw_run
-from chronomoe.study.report import write_report
+from chronomoe.entry import guarded, read_arguments
+from chronomoe.settings import InputError, setting
+from chronomoe.study.arms import point
+from chronomoe.study.comparison import compare_runs, is_finished
+from chronomoe.study.progress import progress
 from chronomoe.study.run import Run
+from chronomoe.study.shown_arms import words_of
+from chronomoe.study.sweep_folder import SweepRecord, find_runs, read_sweep
+
+
+@dataclass(kw_only=True)
+class ReportSettings:
+    run: str | None = setting(None)
+    """The directory of one run."""
+    runs: str | None = setting(None)
+    """A folder of runs, such as a sweep's or a multirun's."""
+    axis: list[str] = setting([])
+    """Settings in which arms may differ, keys or groups; empty: those of the sweep, without one `chrono`."""
+    within: list[str] = setting([])
+    """Settings inside whose values arms are compared, never across; empty: those of the sweep."""
+    baseline: str | None = setting(None)
+    """The arm the others are compared with; null: the sweep's, without one the arm without control."""
 
 
 def main() -> None:
-    run = Run.load(run_directory(sys.argv[1:]))
-    for path in [*draw_run(run), write_report(run)]:
+    settings = read_arguments(ReportSettings, sys.argv[1:])
+    if bool(settings.run) == bool(settings.runs):
+        raise InputError("give run=<directory of one run>, or runs=<folder of a sweep or of runs>")
+    for path in report_run(settings.run) if settings.run else report_sweep(Path(settings.runs or ""), settings):
         print(path)
 
 
-def run_directory(arguments: Sequence[str]) -> str:
-    """The value of the one argument, `run=<folder>`."""
-    key, _, value = arguments[0].partition("=") if len(arguments) == 1 else ("", "", "")
-    if key != "run" or not value:
-        given = " ".join(arguments) or "no argument"
-        raise InputError(f"{given}: this command takes one argument, run=<folder that train.py wrote>")
-    return value
+def report_run(directory: str) -> list[Path]:
+    from chronomoe.study.figures import draw_run
+    from chronomoe.study.report import write_report
+
+    run = Run.load(directory)
+    return [*draw_run(run), write_report(run)]
+
+
+def report_sweep(folder: Path, settings: ReportSettings) -> list[Path]:
+    """The page and the figures of what is finished below a folder; of a sweep without anything to compare, what is not."""
+    from chronomoe.study.sweep_figures import draw_sweep
+    from chronomoe.study.sweep_report import Sweep, write_sweep_report, write_unfinished
+
+    runs = [Run.load(directory) for directory in progress(find_runs(folder), "read", "run")]
+    recorded = read_sweep(folder) or SweepRecord(["chrono"], [], None)
+    baseline = settings.baseline or recorded.baseline
+    name = str(runs[0].setting("sweep.name") or folder.resolve().name)
+    finished = [run for run in runs if is_finished(run)]
+    unfinished = [run for run in runs if not is_finished(run)]
+    missing = nothing_to_compare(finished, baseline)
+    if missing and unfinished:
+        return [write_unfinished(name, folder, missing, unfinished, finished)]
+    for run in progress(finished, "curves", "run"):
+        _ = run.metrics
+    comparison = compare_runs(
+        runs, axis=settings.axis or recorded.axis, within=settings.within or recorded.within, baseline=baseline
+    )
+    sweep = Sweep.read(name, folder, comparison)
+    return [write_sweep_report(sweep), *draw_sweep(sweep)]
+
+
+def nothing_to_compare(finished: Sequence[Run], baseline: str | None) -> str:
+    """Why a sweep that goes on cannot be compared yet; empty if it can."""
+    if not finished:
+        return "no run is finished"
+    wanted = words_of(baseline or "").items()
+    if all(point(run) for run in finished) and not any(wanted <= point(run).items() for run in finished):
+        return f"no run of the baseline {baseline} is finished"
+    return ""
 
 
 if __name__ == "__main__":

@@ -5,13 +5,13 @@ A block with nothing to say is the empty string. Every text that comes from a ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from omegaconf import OmegaConf
 
 from chronomoe.study import findings
-from chronomoe.study.charts import Chart
+from chronomoe.study.charts import Chart, layer_keys
 from chronomoe.study.numbers import NUMBERS, show
 from chronomoe.study.palette import expert_colours
 from chronomoe.study.run import Run
@@ -89,20 +89,24 @@ def section(title: str, *parts: str) -> str:
 
 
 def figure(chart: Chart) -> str:
-    """The place of a chart: its title, the caption of the view it shows, and the box the page's script draws in."""
-    title = escape(chart.title)
+    """The place of a chart: its title, the caption of the view it shows, and the box the page's script draws in, which
+    has the height of the chart before it is drawn."""
+    title, height = escape(chart.title), chart.views[0]["layout"]["height"]
     return (
         f'<figure id="{chart.name}"><figcaption><h3>{title}</h3><p>{escape(chart.captions[0])}</p></figcaption>'
-        f'<div class="plot" role="img" aria-label="{title}"></div></figure>'
+        f'<div class="plot" role="img" aria-label="{title}" style="min-height:{height}px"></div></figure>'
     )
 
 
-def selector(label: str, *driven: Chart) -> str:
-    """A menu that switches the view of every chart in `driven`; they share their labels."""
-    names = " ".join(chart.name for chart in driven)
-    options = "".join(f'<option value="{i}">{escape(text)}</option>' for i, text in enumerate(driven[0].labels))
-    menu = f'<select data-charts="{names}" autocomplete="off">{options}</select>'
-    return f'<label class="selector">{escape(label)} {menu}</label>'
+def selector(label: str, menu: str, options: Mapping[str, str]) -> str:
+    """A menu, from key to text, that switches the views of the charts it is one of the menus of."""
+    entries = "".join(f'<option value="{escape(key)}">{escape(text)}</option>' for key, text in options.items())
+    choice = f'<select data-menu="{menu}" autocomplete="off">{entries}</select>'
+    return f'<label class="selector">{escape(label)} {choice}</label>'
+
+
+def layer_menu(num_layers: int) -> str:
+    return selector("Layer", "layer", {key: f"MoE layer {key}" for key in layer_keys(num_layers)})
 
 
 def layer_browser(run: Run, layers: Sequence[Chart]) -> list[str]:
@@ -111,7 +115,7 @@ def layer_browser(run: Run, layers: Sequence[Chart]) -> list[str]:
         return ["<p>No routing was recorded: a dense model, or a run that ended before its first record.</p>"]
     usage, *controls = layers
     return [
-        selector("Layer", *layers),
+        layer_menu(run.routing.num_layers),
         figure(usage),
         f"<p>{escape(findings.control(run))}, over all layers. Each line is an expert:</p>",
         expert_legend(run.routing.num_experts),

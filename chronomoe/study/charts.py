@@ -1,6 +1,6 @@
 """The interactive charts of one run, as plain plotly.js figures (dictionaries of `data` and `layout`).
 
-A chart has one view, or one view a layer (or metric) between which the report's selector switches. Arrays are thinned
+A chart has one view, or one view a layer (or metric) between which the report's menus switch. Arrays are thinned
 and packed as base64 typed arrays, so that a report stays small for a run of any length.
 """
 
@@ -50,8 +50,10 @@ class Chart:
     captions: Sequence[str]
     """What is seen, one sentence a view."""
     views: Sequence[View]
-    labels: Sequence[str] = ("",)
-    """What the selector calls each view."""
+    menus: Sequence[str] = ()
+    """The menus whose choices, joined by commas, are the key of the view that is drawn."""
+    keys: Sequence[str] = ("",)
+    """Of the views."""
 
 
 def loss_chart(run: Run) -> Chart | None:
@@ -152,7 +154,8 @@ def usage_chart(run: Run, routing: Routing) -> Chart:
         title="Expert usage",
         captions=[findings.usage(run, layer) for layer in range(num_layers)],
         views=[view([heat_map | {"z": packed(shown[:, layer].T)}], layout) for layer in range(num_layers)],
-        labels=layer_labels(num_layers),
+        menus=("layer",),
+        keys=layer_keys(num_layers),
     )
 
 
@@ -176,7 +179,8 @@ def control_charts(routing: Routing) -> list[Chart]:
             views.append(view(lines, layout))
         captions = [findings.reach(values[:, layer]) for layer in range(num_layers)]
         title = name.replace("_", " ").capitalize()
-        charts.append(Chart(name=name, title=title, captions=captions, views=views, labels=layer_labels(num_layers)))
+        keys = layer_keys(num_layers)
+        charts.append(Chart(name=name, title=title, captions=captions, views=views, menus=("layer",), keys=keys))
     return charts
 
 
@@ -194,12 +198,13 @@ def metrics_chart(run: Run) -> Chart | None:
             view([line(thin(curve, METRIC_POINTS), name, BLUE, showlegend=False)], new_layout(name))
             for name, curve in curves.items()
         ],
-        labels=list(curves),
+        menus=("metric",),
+        keys=list(curves),
     )
 
 
-def layer_labels(num_layers: int) -> list[str]:
-    return [f"MoE layer {layer}" for layer in range(num_layers)]
+def layer_keys(num_layers: int) -> list[str]:
+    return [str(layer) for layer in range(num_layers)]
 
 
 def train_loss_traces(train: Curve) -> list[View]:

@@ -1,7 +1,8 @@
 """Colours that colour-blind readers can tell apart, shared by the PNG figures and the report.
 
 Lines: Okabe and Ito, "Color Universal Design" (2008), https://jfly.uni-koeln.de/color/. Many experts: viridis.
-Utilisation: blue (under-used) through white (fair share) to vermilion (over-used).
+Utilisation: blue (under-used) through white (fair share) to vermilion (over-used). Differences: blue (better) through
+white (none) to vermilion (worse). Arms of a sweep: the hues of experts, or a ramp where they are steps of one number.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ PALE_BLUE, PALE_GREY, SLATE = "#A9CFE8", "#C9CDD2", "#57606A"
 EXPERTS = (BLUE, VERMILION, GREEN, ORANGE, SKY_BLUE, PURPLE, BLACK, BROWN)
 VIRIDIS = ("#440154", "#3B528B", "#21918C", "#5EC962", "#B5C91F")
 UTILISATION = ("#08306B", "#2F7FBC", "#A9CFE8", "#FAFAF8", "#F5B78A", "#D55E00", "#7A2B00")
+DIFFERENCE = ("#2F7FBC", "#FAFAF8", "#E8894A")
+"""Pale enough for black text on any of it."""
 
 
 def expert_colours(num_experts: int) -> list[str]:
@@ -23,6 +26,17 @@ def expert_colours(num_experts: int) -> list[str]:
     if num_experts <= len(EXPERTS):
         return list(EXPERTS[:num_experts])
     return [interpolate(VIRIDIS, index / (num_experts - 1)) for index in range(num_experts)]
+
+
+def arm_styles(num_arms: int, *, ordered: bool) -> list[tuple[str, bool]]:
+    """Colour, and whether its line is broken, of each arm beside the baseline, which is black.
+
+    A ramp if the arms are steps of one number, or too many for hues of their own.
+    """
+    hues = [colour for colour in EXPERTS if colour != BLACK]
+    if not ordered and num_arms <= 2 * len(hues):
+        return [(hues[index % len(hues)], index >= len(hues)) for index in range(num_arms)]
+    return [(interpolate(VIRIDIS, (index + 1) / num_arms), False) for index in range(num_arms)]
 
 
 def utilisation_scale(top: float) -> list[tuple[float, str]]:

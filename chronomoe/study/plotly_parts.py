@@ -77,3 +77,13 @@ def packed(values: NDArray[Any]) -> View:
     encoded = base64.b64encode(np.ascontiguousarray(values, dtype="<" + kind).tobytes()).decode("ascii")
     spec: View = {"dtype": kind, "bdata": encoded}
     return spec | ({"shape": ",".join(map(str, values.shape))} if values.ndim > 1 else {})
+
+
+def rounded(values: Sequence[float] | NDArray[np.float64]) -> list[float]:
+    """Few numbers, which a script picks from: five digits each."""
+    return [float(f"{value:.5g}") for value in values]
+
+
+def translucent(colour: str) -> str:
+    """A hex colour for the area of a band."""
+    return f"rgba({', '.join(str(int(colour[at : at + 2], 16)) for at in (1, 3, 5))}, 0.14)"

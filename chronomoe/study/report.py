@@ -1,17 +1,20 @@
 """`report.html`: one run on one self-contained page, which works from disk and asks nothing of the network.
 
 plotly.js travels inside the page, and a content security policy in its head forbids every request. The page is
-the frame of `report.html.template` around blocks (`chronomoe/study/blocks.py`), with the data of the charts they hold.
+the frame of `report.html.template` around blocks (`chronomoe/study/blocks.py`), with the data of the charts they hold,
+`report.css` and `report.js`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from html import escape
 from importlib import resources
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
+from typing import Any
 
 from chronomoe.study import blocks, charts, findings
 from chronomoe.study.charts import Chart
@@ -40,7 +43,7 @@ def render(run: Run) -> str:
         blocks.tiles(run),
         blocks.section("Curves", *map(blocks.figure, curves)),
         blocks.section("Experts, layer by layer", *blocks.layer_browser(run, layers)),
-        blocks.section("Metrics", blocks.selector("Metric", metrics), blocks.figure(metrics)) if metrics else "",
+        metric_browser(metrics) if metrics else "",
         blocks.section("Numbers", blocks.numbers_table(run)),
         blocks.section("Configuration", blocks.configuration(run), blocks.provenance(run)),
     ]
@@ -48,15 +51,29 @@ def render(run: Run) -> str:
     return page(findings.identity(run), body, shown)
 
 
-def page(title: str, body: Iterable[str], shown: Iterable[Chart]) -> str:
-    """An HTML document: the blocks of `body`, and the data of every chart `shown` in them."""
+def metric_browser(metrics: Chart) -> str:
+    menu = blocks.selector("Metric", "metric", {name: name for name in metrics.keys})
+    return blocks.section("Metrics", menu, blocks.figure(metrics))
+
+
+def page(title: str, body: Iterable[str], shown: Iterable[Chart], data: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """An HTML document: the blocks of `body`, every chart `shown` in them, and what else its script has to know."""
     from plotly.offline import get_plotlyjs
 
-    data = {chart.name: {"views": chart.views, "captions": chart.captions} for chart in shown}
-    template = resources.files("chronomoe.study").joinpath("report.html.template").read_text(encoding="utf-8")
-    return Template(template).substitute(
+    drawn = {
+        chart.name: {"menus": chart.menus, "keys": chart.keys, "views": chart.views, "captions": chart.captions}
+        for chart in shown
+    }
+    content = json.dumps({"charts": drawn, **data}, separators=(",", ":"))
+    return Template(resource("report.html.template")).substitute(
         title=escape(title),
+        style=resource("report.css"),
         body="\n".join(block for block in body if block),
-        charts=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),  # so that no text can end the script
+        data=content.replace("<", "\\u003c"),  # so that no text can end the script
         plotly=get_plotlyjs(),
+        script=resource("report.js"),
     )
+
+
+def resource(name: str) -> str:
+    return resources.files("chronomoe.study").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,2 @@
+from pathlib import Path
+def draw_sweep(sweep): return []
