@@ -1,4 +1,4 @@
-"""`python -m chronomoe.report run=<run directory>`, or `runs=<folder of a sweep or of runs>`: figures and `report.html`.
+"""`python -m chronomoe.report run=<run directory>` or `runs=<folder of a sweep or of runs>`: figures and `report.html`.
 
 | argument | writes |
 |---|---|
@@ -54,7 +54,7 @@ def report_run(directory: str) -> list[Path]:
 
 
 def report_sweep(folder: Path, settings: ReportSettings) -> list[Path]:
-    """The page and the figures of what is finished below a folder; of a sweep without anything to compare, what is not."""
+    """Page and figures of what is finished below a folder; while there is nothing to compare, a page of what is not."""
     from chronomoe.study.sweep_figures import draw_sweep
     from chronomoe.study.sweep_report import Sweep, write_sweep_report, write_unfinished
 

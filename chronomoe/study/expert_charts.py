@@ -28,6 +28,7 @@ MOST_LINES = 4_000
 """Lines of experts in all runs: what bounds the number of runs."""
 MOST_BINS = 200
 PATH_POINTS = 60
+MOST_LABELS = 12
 TIME_MARKS = 5
 
 
@@ -68,8 +69,9 @@ def usage_chart(recorded: Sequence[Recorded]) -> Chart:
             views.append(usage_view(packed(mine.edges), shown[:, layer].T, top))
             captions.append(f"{one.name}, seed {one.run.setting('seed')}. {findings.usage(one.run, layer)}.")
     return Chart(
-        name="usage", title="Expert usage over time", captions=captions, views=views, menus=("run", "layer"), keys=keys
-    )
+        name="usage", title="Expert usage over time", captions=captions, views=views, menus=("run", "layer"), keys=keys,
+        missing="This run has no such layer.",
+    )  # fmt: skip
 
 
 def usage_view(edges: View, shown_EB: NDArray[np.float64], top: float) -> View:
@@ -120,7 +122,10 @@ def lens_chart(recorded: Sequence[Recorded]) -> Chart | None:
             keys.append(f"{one.index},{layer}")
             views.append(view(traces, layout))
             captions.append(f"{one.name}, a line an expert. {findings.reach(lens[:, layer])} logits.")
-    return Chart(name="lens", title="Lens", captions=captions, views=views, menus=("run", "layer"), keys=keys)
+    return Chart(
+        name="lens", title="Lens of every expert", captions=captions, views=views, menus=("run", "layer"), keys=keys,
+        missing="This run has no lens, or one that stayed at 0.",
+    )  # fmt: skip
 
 
 def with_lens(recorded: Sequence[Recorded]) -> list[Recorded]:
@@ -138,7 +143,9 @@ def path_charts(recorded: Sequence[Recorded]) -> list[Chart]:
 
 def path_chart(number: int, recorded: Sequence[Recorded], is_one_of_many: bool) -> Chart | None:
     layers, experts = recorded[0].routing.num_layers, recorded[0].routing.num_experts
-    choices = {"all": slice(None)} | ({str(layer): slice(layer, layer + 1) for layer in range(layers)} if layers > 1 else {})
+    choices = {"all": slice(None)} | (
+        {str(layer): slice(layer, layer + 1) for layer in range(layers)} if layers > 1 else {}
+    )
     keys, views = [], []
     for key, layer in choices.items():
         made = path_view(recorded, layer)
@@ -149,7 +156,7 @@ def path_chart(number: int, recorded: Sequence[Recorded], is_one_of_many: bool) 
         return None
     shape = f" of {layers} layers × {experts} experts" if is_one_of_many else ""
     caption = (
-        f"From the open mark, where all lenses are 0, to the largest; marks are a quarter of the run apart. "
+        "From their common start to the largest mark; marks are a quarter of the run apart and grow with time. "
         f"{len(recorded)} run{'s' * (len(recorded) > 1)}{shape}, principal components of all of them together."
     )
     return Chart(
@@ -169,6 +176,7 @@ def path_view(recorded: Sequence[Recorded], layer: slice) -> View | None:
         return None
     ends = np.cumsum([len(path) for path in paths])[:-1]
     traces: list[View] = []
+    is_labelled = len(recorded) <= MOST_LABELS
     for (one, _), path in zip(recorded, np.split(found.coordinates_PK, ends), strict=True):
         marks = thin_indices(len(path), TIME_MARKS)
         traces.append({
@@ -177,19 +185,18 @@ def path_view(recorded: Sequence[Recorded], layer: slice) -> View | None:
             "meta": {"arm": one.index},
         })  # fmt: skip
         traces.append({
-            "type": "scatter", "mode": "markers", "name": one.name,
+            "type": "scatter", "mode": "markers+text", "name": one.name,
             "x": rounded(path[marks, 0]), "y": rounded(path[marks, 1]),
-            "marker": {
-                "color": one.colour, "size": [7, *range(5, 5 + len(marks) - 2), 12][: len(marks)],
-                "symbol": ["circle-open", *["circle"] * (len(marks) - 1)],
-            },
+            "marker": {"color": one.colour, "opacity": 1, "size": [*range(5, 4 + len(marks)), 12]},
+            "text": [*[""] * (len(marks) - 1), "<br>".join(one.ticks) if is_labelled else ""],
+            "textposition": "top center", "textfont": {"size": 11, "color": one.colour}, "cliponaxis": False,
             "customdata": [f"{share:.0%}" for share in np.linspace(0, 1, len(marks))],
             "hovertemplate": "%{fullData.name}<br>%{customdata} of the run<extra></extra>", "showlegend": False,
             "meta": {"arm": one.index},
         })  # fmt: skip
     layout = new_layout(f"PC2 ({found.share_K[1]:.0%} of variance, logits)")
     layout["xaxis"] = axis(f"PC1 ({found.share_K[0]:.0%} of variance, logits)")
-    layout["height"] = 440
+    layout["height"] = 460
     layout["hovermode"] = "closest"
     return view(traces, layout)
 

@@ -25,7 +25,9 @@ def heat_maps(shown: Sequence[ShownArm]) -> list[HeatMap]:
     for key in dict.fromkeys(key for one in shown for key in words_of(one.arm.name)):
         partners = [one for one in shown if key in words_of(one.arm.name) and len(words_of(one.arm.name)) > 1]
         counts[key] = len({one.values[key] for one in partners})
-    row_key, column_key = [*sorted((key for key in counts if counts[key] > 1), key=lambda key: -counts[key]), "", ""][:2]
+    row_key, column_key = [*sorted((key for key in counts if counts[key] > 1), key=lambda key: -counts[key]), "", ""][
+        :2
+    ]
     if not column_key:
         return []
     slices: dict[str, list[ShownArm]] = {}

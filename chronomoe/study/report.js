@@ -21,7 +21,8 @@ function draw(name) {
   const index = chart.keys.indexOf(chart.menus.map((menu) => chosen[menu]).join());
   if (index < 0) {
     Plotly.purge(plotOf(name));
-    caption.textContent = "Nothing was recorded of this choice.";
+    plotOf(name).style.minHeight = "";
+    caption.textContent = chart.missing;
     return;
   }
   const view = chart.views[index], { data, layout, note } = ofShownArms(view);
@@ -42,7 +43,7 @@ function ofShownArms(view) {
   if (isRows) layoutRows(layout, drawn);
   const data = view.data
     .filter((trace) => !trace.meta || trace.meta.arms || (isDrawn.has(trace.meta.arm) && (hasBands || !trace.meta.band)))
-    .map((trace) => (trace.meta && trace.meta.arms ? pointsOf(trace, isDrawn) : trace));
+    .map((trace) => (trace.meta && trace.meta.arms ? pointsOf(trace, drawn) : trace));
   const notes = [
     tooMany ? "The first " + drawn.length + " of " + there.length + " arms; filters show others." : "",
     !hasBands && view.data.some((trace) => trace.meta && trace.meta.band) ? "Bands appear at " + mostBands + " arms or fewer." : "",
@@ -50,10 +51,11 @@ function ofShownArms(view) {
   return { data, layout, note: notes.join(" ") };
 }
 
-function pointsOf(trace, isDrawn) {
-  const picked = [...trace.meta.arms.keys()].filter((place) => isDrawn.has(trace.meta.arms[place]));
+function pointsOf(trace, drawn) {
+  const picked = [...trace.meta.arms.keys()].filter((place) => drawn.includes(trace.meta.arms[place]));
   const pick = (values) => (Array.isArray(values) ? picked.map((place) => values[place]) : values);
-  const copy = Object.assign({}, trace, { x: pick(trace.x), y: pick(trace.y), customdata: pick(trace.customdata) });
+  const rows = picked.map((place) => drawn.indexOf(trace.meta.arms[place]) + trace.meta.offset);
+  const copy = Object.assign({}, trace, { x: pick(trace.x), y: rows, customdata: pick(trace.customdata) });
   copy.text = picked.map((place) => arms[trace.meta.arms[place]].name);
   copy.marker = Object.assign({}, trace.marker, { color: pick(trace.marker.color) });
   if (trace.error_x) {
@@ -64,11 +66,12 @@ function pointsOf(trace, isDrawn) {
 }
 
 function layoutRows(layout, drawn) {
-  const ticks = drawn.map((arm) => arms[arm].ticks), keys = drawn.map(String);
-  const lines = Math.max(1, ...ticks.map((tick) => tick.split("<br>").length));
-  const order = { categoryorder: "array", categoryarray: keys, tickmode: "array", tickvals: keys, ticktext: ticks };
-  layout.yaxis = Object.assign({}, layout.yaxis, order);
-  layout.height = 110 + drawn.length * (12 + 16 * lines);
+  const ticks = drawn.map((arm) => arms[arm].ticks), lines = ticks.flatMap((tick) => tick.split("<br>"));
+  const mostLines = Math.max(1, ...ticks.map((tick) => tick.split("<br>").length));
+  const rows = { tickmode: "array", tickvals: [...drawn.keys()], ticktext: ticks, range: [drawn.length - 0.5, -0.5] };
+  layout.yaxis = Object.assign({}, layout.yaxis, rows);
+  layout.margin = Object.assign({}, layout.margin, { l: 14 + 6.9 * Math.max(0, ...lines.map((line) => line.length)) });
+  layout.height = 130 + drawn.length * (13 + 15 * mostLines);
 }
 
 // A chart is drawn when it comes near the window: observing it anew asks at once whether it is.

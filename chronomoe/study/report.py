@@ -56,12 +56,15 @@ def metric_browser(metrics: Chart) -> str:
     return blocks.section("Metrics", menu, blocks.figure(metrics))
 
 
-def page(title: str, body: Iterable[str], shown: Iterable[Chart], data: Mapping[str, Any] = MappingProxyType({})) -> str:
+def page(
+    title: str, body: Iterable[str], shown: Iterable[Chart], data: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     """An HTML document: the blocks of `body`, every chart `shown` in them, and what else its script has to know."""
     from plotly.offline import get_plotlyjs
 
     drawn = {
         chart.name: {"menus": chart.menus, "keys": chart.keys, "views": chart.views, "captions": chart.captions}
+        | {"missing": chart.missing}
         for chart in shown
     }
     content = json.dumps({"charts": drawn, **data}, separators=(",", ":"))

@@ -23,7 +23,7 @@ LONGEST_WORD = 30
 class ShownArm:
     arm: Arm
     index: int
-    """Place in the comparison, by which the page's script knows the arm."""
+    """Place among the shown arms, by which the page's script knows the arm."""
     name: str
     """Its name and stratum in full."""
     ticks: Sequence[str]
@@ -40,12 +40,12 @@ class ShownArm:
 
 
 def show_arms(comparison: Comparison) -> list[ShownArm]:
-    """An arm has one colour in all strata."""
-    others = list(dict.fromkeys(arm.name for arm in comparison.arms if not arm.is_baseline))
-    styles = dict(zip(others, arm_styles(len(others), ordered=is_ordered(others)), strict=True))
-    strata = comparison.strata
+    """By stratum, the baseline first, then by settings. An arm has one colour in all strata, whose lines differ."""
+    arms, strata = in_order(comparison), comparison.strata
+    others = list(dict.fromkeys(arm.name for arm in arms if not arm.is_baseline))
+    styles = dict(zip(others, arm_styles(len(others), is_ordered(others), may_dash=len(strata) == 1), strict=True))
     shown = []
-    for index, arm in enumerate(comparison.arms):
+    for index, arm in enumerate(arms):
         colour, broken = styles.get(arm.name, (BLACK, False))
         dash = DASHES[strata.index(arm.stratum) % len(DASHES)] if len(strata) > 1 else "dash" if broken else "solid"
         values = words_of(arm.name) | words_of(arm.stratum)
@@ -61,6 +61,17 @@ def show_arms(comparison: Comparison) -> list[ShownArm]:
             )
         )
     return shown
+
+
+def in_order(comparison: Comparison) -> list[Arm]:
+    """Numbers by size, whatever order their runs lie in on the disk; what is no number stays where it is."""
+    keys = list(dict.fromkeys(key for arm in comparison.arms for key in words_of(arm.name)))
+
+    def place(arm: Arm) -> tuple[object, ...]:
+        numbers = [as_number(words_of(arm.name).get(key, "")) for key in keys]
+        return comparison.strata.index(arm.stratum), not arm.is_baseline, *(number or 0.0 for number in numbers)
+
+    return sorted(comparison.arms, key=place)
 
 
 def words_of(name: str) -> dict[str, str]:
@@ -97,14 +108,10 @@ def tick_lines(values: dict[str, str]) -> list[str]:
 
 
 def filters(shown: Sequence[ShownArm]) -> dict[str, list[str]]:
-    """Key -> the values that a reader may choose from, numbers by size; a key with one value is no choice."""
+    """Key -> the values that a reader may choose from, numbers by size; a key of one value is no choice."""
     keys = list(dict.fromkeys(key for one in shown for key in one.values))
     choices = {key: list(dict.fromkeys(one.values[key] for one in shown if key in one.values)) for key in keys}
-    return {
-        key: sort_values(values)
-        for key, values in choices.items()
-        if len(values) > 1 or any(key not in one.values for one in shown)
-    }
+    return {key: sort_values(values) for key, values in choices.items() if len(values) > 1}
 
 
 def sort_values(values: Sequence[str]) -> list[str]:

@@ -103,7 +103,7 @@ def render_sweep(sweep: Sweep) -> str:
         sweep_blocks.header(sweep.name, str(sweep.folder), shown, comparison, sweep.points),
         sweep_blocks.notes(comparison),
         sweep_blocks.filter_bar(filters(shown), shown, sweep.metrics),
-        blocks.section("Verdicts", *([sweep_blocks.verdict_table(shown, first, strata)] if first else [])),
+        blocks.section("Verdicts", *([sweep_blocks.verdict_table(shown, first)] if first else [])),
         blocks.section("Differences to the baseline", *([blocks.figure(forest)] if forest else [])),
         blocks.section("Two settings at a time", *sweep_blocks.heat_map_tables(sweep.maps)),
         blocks.section("Learning curves", *curve_parts(curves, sweep)),
@@ -120,7 +120,7 @@ def render_sweep(sweep: Sweep) -> str:
 
 
 def metric_table(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Metric -> what the page's script says of each arm: the texts of its cells, its difference and if that is clear."""
+    """Metric -> what the page's script says of each arm: the texts of its cells, its difference, if that is unclear."""
     table: dict[str, dict[str, Any]] = {}
     for key in sweep.metrics:
         metric = METRICS[key]
@@ -158,7 +158,8 @@ def expert_parts(charts: Sequence[Chart], recorded: Sequence[Recorded]) -> list[
     usage, *lens = charts
     runs = {str(one.index): one.name for one, _ in recorded}
     layers = {key: f"MoE layer {key}" for key in layer_keys(num_layers(recorded))}
-    menus = blocks.selector("Run", "run", runs) + blocks.selector("Layer", "layer", layers)
+    first = lens[0].keys[0].split(",")[0] if lens else ""
+    menus = blocks.selector("Run", "run", runs, first) + blocks.selector("Layer", "layer", layers)
     legend = blocks.expert_legend(max(routing.num_experts for _, routing in recorded)) if lens else ""
     return [f'<div class="menus">{menus}</div>', blocks.figure(usage), legend, *map(blocks.figure, lens)]
 
