@@ -114,15 +114,13 @@ def check_installed(logger: LoggerSettings) -> None:
         raise InputError('logger=wandb needs wandb: install it with pip install -e ".[wandb]"')
 
 
-def check_writable(run_dir: Path) -> None:
+def check_writable(run_dir: Path, key: str = "hydra.run.dir") -> None:
     there = next(parent for parent in (run_dir.absolute(), *run_dir.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(
-            f"hydra.run.dir={run_dir}: cannot write in {there} ({error.strerror}); choose another"
-        ) from None
+        raise InputError(f"{key}={run_dir}: cannot write in {there} ({error.strerror}); choose another") from None
 
 
 def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
