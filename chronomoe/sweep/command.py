@@ -23,6 +23,10 @@ from chronomoe.config import TrainConfig, settle
 from chronomoe.run import check_writable, preflight
 from chronomoe.settings import InputError, RunFailed
 from chronomoe.study.measurements import METRICS
+from chronomoe.sweep.axes import Axis, distribution, grid, is_axis, plain, read_axes, read_overrides
+from chronomoe.sweep.help import help_text
+from chronomoe.sweep.points import Composer, Point, beside, for_arm, varying, without_repeats
+from chronomoe.sweep.record import check_folder, record_of, write_record
 from chronomoe.sweep.settings import LauncherSettings, SweepSettings
 from chronomoe.sweep.state import FAILED
 
@@ -66,12 +70,6 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
         points = grid_points(composer, fixed, axes, settings, folder)
     here = launcher_settings.kind != "slurm"
     check_points(points or [Point(overrides=[], config=shared, run_dir=folder)], folder, here)
-<<<<<<< HEAD
-    # A folder for each start: submitit names files after process numbers, which come again.
-    launcher = Launcher(launcher_settings, folder / "jobs" / time.strftime("%Y-%m-%d_%H-%M-%S"), shared)
-    folder.mkdir(parents=True, exist_ok=True)
-=======
->>>>>>> sweeptests
     record = record_of(shared, axes, varying(points))
     check_folder(folder, record)
     # A folder for each start: submitit names files after process numbers, which come again.

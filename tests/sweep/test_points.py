@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from chronomoe.config import parse, register, restore, write_yaml
 from chronomoe.settings import InputError
 from chronomoe.sweep.axes import read_axes
-from chronomoe.sweep.points import Composer, Point, grid_of, varying, without_repeats
+from chronomoe.sweep.points import Composer, Point, beside, for_arm, varying, without_repeats
 
 CHOICES = {
     "chrono": ["off", "chronovisor", "sign", "smebu"],
@@ -109,21 +109,23 @@ def test_a_wrong_point_is_refused_in_one_line_that_names_it(
 
 def test_arms_stand_beside_the_grid_each_crossed_with_the_seeds() -> None:
     axes, _ = read_axes({"chrono.gamma": "0,1", "seed": "1,2"}, [])
-    assert grid_of(axes, ["chrono=off", "a=1 b=2"]) == [
+    assert beside(axes, ["chrono=off", "a=1 b=2"]) == [
         ["chrono=off", "seed=1"],
         ["chrono=off", "seed=2"],
         ["a=1", "b=2", "seed=1"],
         ["a=1", "b=2", "seed=2"],
-        ["chrono.gamma=0", "seed=1"],
-        ["chrono.gamma=0", "seed=2"],
-        ["chrono.gamma=1", "seed=1"],
-        ["chrono.gamma=1", "seed=2"],
     ]
 
 
 def test_an_arm_stands_alone_where_no_seeds_are_swept() -> None:
     axes, _ = read_axes({"chrono.gamma": "0,1"}, [])
-    assert grid_of(axes, ["chrono=off"]) == [["chrono=off"], ["chrono.gamma=0"], ["chrono.gamma=1"]]
+    assert beside(axes, ["chrono=off"]) == [["chrono=off"]]
+
+
+def test_an_arm_shares_no_settings_of_a_group_that_it_chooses_itself() -> None:
+    shared = ["sweep=gamma", "chrono.gamma=0.3", "chrono/clocks=slow", "chrono=documented", "data.seq_len=8"]
+    assert for_arm(shared, ["chrono=off", "seed=1"]) == ["sweep=gamma", "data.seq_len=8"]
+    assert for_arm(shared, ["chrono.gamma=0", "seed=1"]) == shared
 
 
 def points(composer: Composer, *overrides: str) -> list[Point]:
