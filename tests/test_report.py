@@ -30,13 +30,14 @@ def test_the_command_writes_figures_and_report_and_names_them(
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "no argument"),
-        (["ru=x"], "ru=x"),
+        ([], "run="),
+        (["ru=x"], "ru"),
         (["run="], "run="),
-        (["run=a", "run=b"], "run=a run=b"),
+        (["run=a", "runs=b"], "give run="),
         (["run=nowhere"], "config.yaml"),
+        (["runs=nowhere"], "no such folder"),
     ],
-    ids=["nothing", "other key", "no folder", "two", "no run"],
+    ids=["nothing", "other key", "no folder", "two", "no run", "no runs"],
 )
 def test_a_wrong_argument_ends_with_one_line_and_exit_code_two(
     arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

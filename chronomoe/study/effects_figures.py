@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from chronomoe.study.effects_table import interval, is_unclear, signed
-from chronomoe.study.figure_frame import first_arms, new_sweep_figure, plain_numbers
+from chronomoe.study.figure_frame import new_sweep_figure, plain_numbers, some_arms
 from chronomoe.study.figures import polish
 from chronomoe.study.heat_map import HeatMap
 from chronomoe.study.measurements import METRICS, Metric
@@ -30,7 +30,7 @@ def draw_differences(sweep: Sweep) -> Figure | None:
     if not keys:
         return None
     arms = [one for one in sweep.shown if not one.arm.is_baseline]
-    rows = first_arms(arms, MOST_ROWS)
+    rows = some_arms(arms, MOST_ROWS)
     figure = new_sweep_figure(
         row_height(rows), f"Paired differences to {sweep.comparison.baseline}", sweep, len(rows) < len(arms)
     )
@@ -125,7 +125,7 @@ def draw_specialisation(sweep: Sweep) -> Figure | None:
     there = [one for one in sweep.shown if one.index in sweep.specialisation]
     if not there:
         return None
-    rows = first_arms(there, MOST_ROWS)
+    rows = some_arms(there, MOST_ROWS)
     figure = new_sweep_figure(
         row_height(rows), "Specialisation by domain, with its nulls", sweep, len(rows) < len(there)
     )

@@ -34,7 +34,7 @@ USAGE_BINS = 150
 
 
 def draw_usage(sweep: Sweep) -> Figure | None:
-    recorded = sweep.recorded[:MOST_ROWS]
+    recorded = some(sweep.recorded, MOST_ROWS)
     if not recorded:
         return None
     figure, grid = panels(sweep, recorded, "Expert usage over time", len(sweep.recorded))
@@ -57,7 +57,7 @@ def draw_usage(sweep: Sweep) -> Figure | None:
 
 def draw_lens(sweep: Sweep) -> Figure | None:
     moving = with_lens(sweep.recorded)
-    recorded = moving[:MOST_ROWS]
+    recorded = some(moving, MOST_ROWS)
     if not recorded:
         return None
     figure, grid = panels(sweep, recorded, "Lens of every expert (logits)", len(moving))
@@ -92,7 +92,7 @@ def draw_paths(sweep: Sweep) -> Figure | None:
     """All layers together, of the lenses that have the shape of the first."""
     moving = with_lens(sweep.recorded)
     alike = [mine for mine in moving if mine.routing.controls["lens"].shape[1:] == shape_of(moving[0])]
-    recorded = alike[:MOST_PATHS]
+    recorded = some(alike, MOST_PATHS)
     paths = [lens_path(routing, slice(None)) for _, routing in recorded]
     found = project(np.concatenate(paths)) if paths else None
     if found is None:
@@ -111,6 +111,11 @@ def draw_paths(sweep: Sweep) -> Figure | None:
     axes.set_ylabel(f"PC2 ({found.share_K[1]:.0%} of variance, logits)")
     explain_arms(axes, [one for one, _ in recorded])
     return figure
+
+
+def some(recorded: Sequence[Recorded], limit: int) -> list[Recorded]:
+    """At most so many, evenly spread."""
+    return [recorded[index] for index in thin_indices(len(recorded), limit)]
 
 
 def shape_of(mine: Recorded) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chronomoe.study import findings
 from chronomoe.study.palette import SLATE
+from chronomoe.study.series import thin_indices
 from chronomoe.study.shown_arms import ShownArm
 from chronomoe.study.sweep_report import Sweep
 
@@ -21,9 +22,9 @@ DASHES: dict[str, Any] = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.
 MOST_ARMS = 24
 
 
-def first_arms(shown: Sequence[ShownArm], limit: int = MOST_ARMS) -> list[ShownArm]:
-    """As many as a figure can hold."""
-    return list(shown[:limit])
+def some_arms(shown: Sequence[ShownArm], limit: int = MOST_ARMS) -> list[ShownArm]:
+    """As many as a figure can hold, evenly spread."""
+    return [shown[index] for index in thin_indices(len(shown), limit)]
 
 
 def new_sweep_figure(height: float, title: str, sweep: Sweep, is_part: bool) -> Figure:
@@ -40,7 +41,7 @@ def new_sweep_figure(height: float, title: str, sweep: Sweep, is_part: bool) -> 
     FigureCanvasAgg(figure)
     run = sweep.shown[0].run
     facts = [f"sweep {sweep.name}", findings.shape(run), f"data {findings.data(run)}"]
-    facts += [f"baseline {sweep.comparison.baseline}"] + ["the first arms; the page has all"] * is_part
+    facts += [f"baseline {sweep.comparison.baseline}"] + ["not all arms: the page has them"] * is_part
     figure.text(0.012, 1 - 0.10 / height, title, va="top", fontsize=12, fontweight="bold")
     figure.text(0.012, 1 - 0.36 / height, "  ·  ".join(facts), va="top", fontsize=9, color=SLATE)
     return figure

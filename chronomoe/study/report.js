@@ -4,7 +4,7 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const charts = page.charts, arms = page.arms || [], metrics = page.metrics || {}, shades = page.shades;
 const options = { responsive: true, displaylogo: false, displayModeBar: false };
 const phone = window.matchMedia("(max-width: 600px)");
-const mostLines = 60, mostBands = 12, mostRows = 60, mostGrids = 6; // beyond these a chart says nothing any more
+const mostLines = 60, mostBands = 12, mostRows = 40, mostGrids = 6; // beyond these a chart says nothing any more
 const paperWidth = 640; // Paper is narrower than most windows, and plotly.js lays out in pixels.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const plotOf = (name) => document.querySelector("#" + name + " .plot");
@@ -38,17 +38,27 @@ function ofShownArms(view) {
   const layout = Object.assign({}, view.layout), isRows = layout.meta && layout.meta.rows;
   const armsOf = (trace) => (trace.meta ? trace.meta.arms || [trace.meta.arm] : []);
   const there = [...new Set(view.data.flatMap(armsOf))].filter((arm) => shown.has(arm)).sort((a, b) => a - b);
-  const drawn = there.slice(0, isRows ? mostRows : mostLines), isDrawn = new Set(drawn);
+  const drawn = spread(there, isRows ? mostRows : mostLines), isDrawn = new Set(drawn);
   const tooMany = there.length > drawn.length, hasBands = drawn.length <= mostBands;
   if (isRows) layoutRows(layout, drawn);
   const data = view.data
     .filter((trace) => !trace.meta || trace.meta.arms || (isDrawn.has(trace.meta.arm) && (hasBands || !trace.meta.band)))
-    .map((trace) => (trace.meta && trace.meta.arms ? pointsOf(trace, drawn) : trace));
+    .map((trace) => (!trace.meta ? trace : trace.meta.arms ? pointsOf(trace, drawn) : named(trace, layout.meta)));
   const notes = [
-    tooMany ? "The first " + drawn.length + " of " + there.length + " arms; filters show others." : "",
+    tooMany ? drawn.length + " of " + there.length + " arms, evenly spread; filters show the others." : "",
     !hasBands && view.data.some((trace) => trace.meta && trace.meta.band) ? "Bands appear at " + mostBands + " arms or fewer." : "",
   ];
   return { data, layout, note: notes.join(" ") };
+}
+
+// At most so many of the values, the first and the last among them.
+function spread(values, limit) {
+  if (values.length <= limit) return values;
+  return [...Array(limit).keys()].map((place) => values[Math.round((place * (values.length - 1)) / (limit - 1))]);
+}
+
+function named(trace, meta) {
+  return Object.assign({ name: arms[trace.meta.arm].name, hovertemplate: "%{fullData.name}<br>" + meta.hover + "<extra></extra>" }, trace);
 }
 
 function pointsOf(trace, drawn) {
@@ -57,7 +67,9 @@ function pointsOf(trace, drawn) {
   const rows = picked.map((place) => drawn.indexOf(trace.meta.arms[place]) + trace.meta.offset);
   const copy = Object.assign({}, trace, { x: pick(trace.x), y: rows, customdata: pick(trace.customdata) });
   copy.text = picked.map((place) => arms[trace.meta.arms[place]].name);
-  copy.marker = Object.assign({}, trace.marker, { color: pick(trace.marker.color) });
+  copy.marker = Object.assign({}, trace.marker, {
+    color: trace.marker.color || picked.map((place) => arms[trace.meta.arms[place]].colour),
+  });
   if (trace.error_x) {
     const { array, arrayminus } = trace.error_x;
     copy.error_x = Object.assign({}, trace.error_x, { array: pick(array), arrayminus: pick(arrayminus) });

@@ -34,6 +34,11 @@ class ShownArm:
     """Key of its name or stratum -> value."""
 
     @property
+    def tick_text(self) -> str:
+        """The label as plotly.js reads it, in which no name becomes markup."""
+        return "<br>".join(map(escape, self.ticks))
+
+    @property
     def run(self) -> Run:
         """The run that stands for the arm where one must: that of its first seed, which arms share if they can."""
         return self.arm.runs[min(self.arm.runs)]
@@ -64,12 +69,15 @@ def show_arms(comparison: Comparison) -> list[ShownArm]:
 
 
 def in_order(comparison: Comparison) -> list[Arm]:
-    """Numbers by size, whatever order their runs lie in on the disk; what is no number stays where it is."""
-    keys = list(dict.fromkeys(key for arm in comparison.arms for key in words_of(arm.name)))
+    """Numbers by size, whatever order their runs lie in on the disk; other values stay in the order they have."""
+    words = {id(arm): words_of(arm.name) for arm in comparison.arms}
+    keys = list(dict.fromkeys(key for mine in words.values() for key in mine))
+    values = {key: list(dict.fromkeys(mine[key] for mine in words.values() if key in mine)) for key in keys}
+    ranks = {key: {value: rank for rank, value in enumerate(sort_values(values[key]))} for key in keys}
 
     def place(arm: Arm) -> tuple[object, ...]:
-        numbers = [as_number(words_of(arm.name).get(key, "")) for key in keys]
-        return comparison.strata.index(arm.stratum), not arm.is_baseline, *(number or 0.0 for number in numbers)
+        mine = [ranks[key].get(words[id(arm)].get(key, ""), -1) for key in keys]
+        return comparison.strata.index(arm.stratum), not arm.is_baseline, *mine
 
     return sorted(comparison.arms, key=place)
 
@@ -127,7 +135,8 @@ def as_json(shown: Sequence[ShownArm]) -> list[dict[str, object]]:
     return [
         {
             "name": one.name,
-            "ticks": "<br>".join(map(escape, one.ticks)),
+            "colour": one.colour,
+            "ticks": one.tick_text,
             "values": one.values,
             "stratum": one.arm.stratum,
             "baseline": one.arm.is_baseline,

@@ -5,6 +5,7 @@ Elements that belong to arms name them (`data-arm`, `data-arms`), so that the pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
@@ -184,8 +185,8 @@ def heat_map_table(one: HeatMap) -> str:
 
 
 def breakable(key: str) -> str:
-    """A dotted key that may be broken after its dots and underscores."""
-    return escape(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    """Keys that may be broken after their dots and underscores; numbers stay whole."""
+    return re.sub(r"([._])(?=[A-Za-z])", r"\1<wbr>", escape(key))
 
 
 def settings_table(shown: Sequence[ShownArm], baselines: Mapping[str, Arm]) -> str:

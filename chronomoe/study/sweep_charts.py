@@ -1,8 +1,9 @@
 """The interactive charts of a sweep: paired differences, learning curves, specialisation.
 
 Every trace names the arms it shows (`meta.arm`, or `meta.arms` point by point), so that the page's script can leave out
-those that a reader filters away. Where rows are arms, `layout.meta.rows` has the script write their labels and fit the
-height.
+those that a reader filters away. The script gives traces the name and, where they have none, the colour of their arm:
+a thousand arms would say it a thousand times in every chart. Where rows are arms, `layout.meta.rows` has it write their
+labels and fit the height.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from chronomoe.study.charts import Chart
 from chronomoe.study.comparison import Arm
 from chronomoe.study.measurements import METRICS
 from chronomoe.study.palette import BLACK, BLUE, GREEN, PALE_GREY, SLATE, VERMILION
-from chronomoe.study.plotly_parts import View, axis, line, new_layout, packed, rounded, translucent, view
-from chronomoe.study.run import Curve
+from chronomoe.study.plotly_parts import View, axis, new_layout, packed, rounded, translucent, view
 from chronomoe.study.shown_arms import ShownArm
 from chronomoe.study.specialisation import Specialisation
 from chronomoe.study.sweep_curves import DIFFERENCE, Bands, Kind
@@ -52,11 +52,11 @@ def forest_view(key: str, shown: Sequence[ShownArm], baselines: Mapping[str, Arm
         if seed in baselines[one.arm.stratum].values[key]
     ]
     dots = row_points([one for one, _, _ in pairs], [difference for _, _, difference in pairs], offset=0.27)
-    dots["marker"] = {"color": [one.colour for one, _, _ in pairs], "size": 5, "opacity": 0.45}
+    dots["marker"] = {"size": 5, "opacity": 0.45}
     dots["customdata"] = [seed for _, seed, _ in pairs]
     dots["hovertemplate"] = "%{text}<br>seed %{customdata}: %{x:+.4g}<extra></extra>"
     means = row_points(rows, [found.mean_difference for found in effects])
-    means["marker"] = {"color": [one.colour for one in rows], "size": 10, "line": {"color": "#fff", "width": 1}}
+    means["marker"] = {"size": 10, "line": {"color": "#fff", "width": 1}}
     means["error_x"] = {
         "type": "data",
         "symmetric": False,
@@ -81,7 +81,6 @@ def row_points(rows: Sequence[ShownArm], values: Sequence[float], name: str = ""
         "name": name,
         "showlegend": bool(name),
         "x": rounded(values),
-        "y": [one.index for one in rows],
         "meta": {"arms": [one.index for one in rows], "offset": offset},
     }
 
@@ -113,8 +112,8 @@ def curve_chart(shown: Sequence[ShownArm], kind: Kind, bands: Bands, baseline: s
             traces += band_traces(one, bands[one.index])
     layout = new_layout(kind.unit)
     layout["xaxis"] = axis("tokens trained on") | {"tickformat": "~s", "rangemode": "tozero"}
-    layout["hovermode"] = "closest"
-    layout["height"] = 340
+    layout |= {"hovermode": "closest", "height": 340, "showlegend": False}
+    layout["meta"] = {"hover": "%{x:.3s} tokens: %{y:.4g}"}
     if kind.is_log and all((band.mean > 0).all() for band in bands.values()):
         layout["yaxis"] |= {"type": "log", "dtick": 1, "minor": {"showgrid": True, "gridcolor": "#F1F3F5"}}
     if kind is DIFFERENCE:
@@ -127,22 +126,16 @@ def curve_chart(shown: Sequence[ShownArm], kind: Kind, bands: Bands, baseline: s
 
 def band_traces(one: ShownArm, band: Band) -> list[View]:
     """The band first, so that lines lie above it."""
-    mean = line(
-        Curve(band.tokens.astype(np.int64), band.mean),
-        one.name,
-        one.colour,
-        dash=one.dash,
-        width=2.5 if one.arm.is_baseline else 2,
-        showlegend=False,
-    )
-    mean |= {
+    mean: View = {
+        "mode": "lines",
+        "x": packed(band.tokens.astype(np.int64)),
+        "y": packed(band.mean),
+        "line": {"color": one.colour, "width": 2.5 if one.arm.is_baseline else 2, "dash": one.dash},
         "meta": {"arm": one.index},
-        "hovertemplate": "%{fullData.name}<br>%{x:.3s} tokens: %{y:.4g}<extra></extra>",
     }
     if band.seeds == 1:
         return [mean]
     area = {
-        "type": "scatter",
         "mode": "lines",
         "x": packed(np.concatenate([band.tokens, band.tokens[::-1]])),
         "y": packed(np.concatenate([band.low, band.high[::-1]])),
@@ -150,7 +143,6 @@ def band_traces(one: ShownArm, band: Band) -> list[View]:
         "fill": "toself",
         "fillcolor": translucent(one.colour),
         "hoverinfo": "skip",
-        "showlegend": False,
         "meta": {"arm": one.index, "band": True},
     }
     return [area, mean]

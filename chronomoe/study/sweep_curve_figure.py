@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chronomoe.study.figure_frame import DASHES, explain_arms, first_arms, new_sweep_figure, plain_numbers
+from chronomoe.study.figure_frame import DASHES, explain_arms, new_sweep_figure, plain_numbers, some_arms
 from chronomoe.study.figures import polish
 from chronomoe.study.palette import BLACK
 from chronomoe.study.sweep_curves import DIFFERENCE, Kind
@@ -18,7 +18,7 @@ MOST_BANDS = 12
 
 def draw_kind(sweep: Sweep, kind: Kind) -> Figure:
     bands = sweep.bands[kind]
-    chosen = first_arms([one for one in sweep.shown if one.index in bands])
+    chosen = some_arms([one for one in sweep.shown if one.index in bands])
     figure = new_sweep_figure(4.4, kind.title, sweep, len(chosen) < len(bands))
     axes = figure.add_subplot()
     for one in chosen:
@@ -37,6 +37,7 @@ def draw_kind(sweep: Sweep, kind: Kind) -> Figure:
     if kind.is_log and all((bands[one.index].mean > 0).all() for one in chosen):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
     if kind is DIFFERENCE:
         axes.axhline(0, color=BLACK, linewidth=1)
     axes.set_xlabel("tokens trained on (millions)")

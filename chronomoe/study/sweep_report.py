@@ -13,7 +13,7 @@ from typing import Any
 from chronomoe.study import blocks, sweep_blocks
 from chronomoe.study.charts import Chart, layer_keys
 from chronomoe.study.coherence_block import coherence_table
-from chronomoe.study.comparison import Arm, Comparison
+from chronomoe.study.comparison import Arm, Comparison, is_finished
 from chronomoe.study.effects_table import cells, is_unclear
 from chronomoe.study.expert_charts import Recorded, lens_chart, num_layers, path_charts, read_recorded, usage_chart
 from chronomoe.study.heat_map import HeatMap, heat_maps
@@ -78,8 +78,10 @@ def write_sweep_report(sweep: Sweep) -> Path:
     return path
 
 
-def write_unfinished(name: str, folder: Path, reason: str, unfinished: Sequence[Run], finished: Sequence[Run]) -> Path:
+def write_unfinished(name: str, folder: Path, reason: str, runs: Sequence[Run]) -> Path:
     """The page of a sweep that has nothing to compare yet."""
+    finished = [run for run in runs if is_finished(run)]
+    unfinished = [run for run in runs if not is_finished(run)]
     points = unfinished_points(folder, unfinished, finished)
     body = [
         sweep_blocks.without_comparison(name, str(folder), reason, points, finished),
