@@ -131,9 +131,7 @@ class Launcher:
             job = self._executor.submit(work)
         except (FailedJobError, FailedSubmissionError) as error:
             words = " ".join(str(error).split())
-            raise RunFailed(
-                f"sbatch refused a job ({words}): mend launcher.…, then the same command goes on"
-            ) from None
+            raise RunFailed(f"sbatch refused a job ({words}): mend launcher.…, then the same command goes on") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return Job(job, self.settings.kind, devices)

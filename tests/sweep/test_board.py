@@ -20,14 +20,18 @@ def entry(configure: Callable[..., Any]) -> Callable[..., Entry]:
     """entry(overrides, status, **summary)"""
     config = configure()
 
-    def entry(overrides: str, status: str = WAITING, number: int = 0, error: str | None = None, **summary: Any) -> Entry:
+    def entry(
+        overrides: str, status: str = WAITING, number: int = 0, error: str | None = None, **summary: Any
+    ) -> Entry:
         point = Point(overrides=overrides.split(), config=config, run_dir=Path("s/runs/abc"))
         return Entry(point, status=status, number=number, error=error, summary=summary)
 
     return entry
 
 
-def board(*entries: Entry, axes: tuple[str, ...] = ("chrono", "seed"), objectives: tuple[str, ...] = ("val_loss",)) -> Board:
+def board(
+    *entries: Entry, axes: tuple[str, ...] = ("chrono", "seed"), objectives: tuple[str, ...] = ("val_loss",)
+) -> Board:
     return Board(name="s", objectives=objectives, axes=axes, jobs=2, entries=list(entries), total=len(entries))
 
 
@@ -41,7 +45,17 @@ def test_a_row_has_overrides_axes_status_folder_numbers_and_error_in_that_order(
     entry: Callable[..., Entry], tmp_path: Path
 ) -> None:
     (row,) = written(board(entry("chrono=off seed=1", DONE, val_loss=2.5, steps=8, versions={"a": 1})), tmp_path)
-    assert list(row) == ["overrides", "chrono", "seed", "status", "run_dir", "config_hash", "val_loss", "steps", "error"]
+    assert list(row) == [
+        "overrides",
+        "chrono",
+        "seed",
+        "status",
+        "run_dir",
+        "config_hash",
+        "val_loss",
+        "steps",
+        "error",
+    ]
     assert (row["overrides"], row["chrono"], row["seed"]) == ("chrono=off seed=1", "off", "1")
     assert (row["status"], row["run_dir"], row["val_loss"]) == ("done", "s/runs/abc", "2.5")
 
@@ -63,7 +77,9 @@ def test_every_point_has_a_row_and_numbers_of_any_point_a_column(entry: Callable
 
 
 def test_a_value_may_hold_what_separates(entry: Callable[..., Entry], tmp_path: Path) -> None:
-    point = Point(overrides=["optim.betas=[0.8,0.9]", "data.path='a=b'"], config=entry("").point.config, run_dir=Path("r"))
+    point = Point(
+        overrides=["optim.betas=[0.8,0.9]", "data.path='a=b'"], config=entry("").point.config, run_dir=Path("r")
+    )
     (row,) = written(board(Entry(point), axes=("optim.betas", "data.path")), tmp_path)
     assert (row["optim.betas"], row["data.path"]) == ("[0.8,0.9]", "'a=b'")
 

@@ -264,9 +264,13 @@ def test_without_slurm_there_is_one_clear_line(launcher: Make, monkeypatch: pyte
 
 
 def test_a_job_that_sbatch_refuses_is_one_clear_line(launcher: Make, slurm: FakeSlurm) -> None:
-    (slurm.path / "refuse").write_text("sbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job failed\n")
+    (slurm.path / "refuse").write_text(
+        "sbatch: error: invalid partition specified: gpuu\nsbatch: error: Batch job failed\n"
+    )
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-    with pytest.raises(RunFailed, match=r"sbatch refused a job \(sbatch: error: invalid partition specified: gpuu") as refused:
+    with pytest.raises(
+        RunFailed, match=r"sbatch refused a job \(sbatch: error: invalid partition specified: gpuu"
+    ) as refused:
         launcher("slurm").submit(lambda: "done")
     assert "\n" not in str(refused.value)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before

@@ -32,7 +32,9 @@ CHOICES = {
     "++optim.weight_decay": ["0.2"],
 }
 OVERRIDES = st.permutations(sorted(CHOICES)).flatmap(
-    lambda keys: st.tuples(*(st.sampled_from(CHOICES[key]).map(lambda value, key=key: f"{key}={value}") for key in keys))
+    lambda keys: st.tuples(
+        *(st.sampled_from(CHOICES[key]).map(lambda value, key=key: f"{key}={value}") for key in keys)
+    )
 )
 
 
@@ -130,7 +132,10 @@ def points(composer: Composer, *overrides: str) -> list[Point]:
 
 def test_an_arm_that_the_grid_holds_too_is_run_once(composer: Composer) -> None:
     both = points(composer, "chrono=off seed=1", "chrono=off seed=1", "chrono=sign seed=1")
-    assert [point.name for point in without_repeats(both, ["chrono=off"])] == ["chrono=off seed=1", "chrono=sign seed=1"]
+    assert [point.name for point in without_repeats(both, ["chrono=off"])] == [
+        "chrono=off seed=1",
+        "chrono=sign seed=1",
+    ]
 
 
 def test_two_points_that_are_one_run_are_refused(composer: Composer) -> None:

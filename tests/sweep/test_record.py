@@ -39,7 +39,10 @@ def test_what_is_written_is_read_back(record: Callable[..., Any], tmp_path: Path
     write_record(tmp_path, written)
     assert read_record(tmp_path) == written
     check_same(read_record(tmp_path), written, "here")
-    assert yaml.safe_load((tmp_path / FILE).read_text())["axes"] == {"seed": ["1", "2"], "chrono.gamma": ["1e-07", "0.5"]}
+    assert yaml.safe_load((tmp_path / FILE).read_text())["axes"] == {
+        "seed": ["1", "2"],
+        "chrono.gamma": ["1e-07", "0.5"],
+    }
 
 
 def test_comparisons_read_what_the_sweep_wrote(record: Callable[..., Any], tmp_path: Path) -> None:
@@ -66,7 +69,10 @@ OTHERS = {
     "two_shared": (["seed=1,2", "optim.lr=0.5", "router.top_k=1"], r"\(and 1 more\)"),
     "axes": (["chrono.gamma=1,2"], "its axes are seed and not chrono.gamma"),
     "sampler": (["seed=1,2", "sweep.sampler=random"], "sampler was grid and is random"),
-    "objectives": (["seed=1,2", "sweep.objectives=[max_vio_late]"], "objectives was .*val_loss.* and is .*max_vio_late"),
+    "objectives": (
+        ["seed=1,2", "sweep.objectives=[max_vio_late]"],
+        "objectives was .*val_loss.* and is .*max_vio_late",
+    ),
 }
 
 

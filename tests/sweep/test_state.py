@@ -41,7 +41,9 @@ def test_the_state_is_what_the_run_left(run_dir: Path, summary: str | None, stat
     leave(run_dir, summary)
     state = read_state(run_dir)
     assert state.status == status
-    assert state.summary == (json.loads(summary or "") if status in (DONE, FAILED) or summary == '{"status": "stopped"}' else {})
+    assert state.summary == (
+        json.loads(summary or "") if status in (DONE, FAILED) or summary == '{"status": "stopped"}' else {}
+    )
     assert state.error == ("it broke" if status == FAILED else None)
 
 

@@ -130,7 +130,9 @@ def test_tpe_goes_where_the_objective_is_small(trials: Open) -> None:
 
 
 def test_two_objectives_give_a_front_each_in_its_direction(trials: Open) -> None:
-    study = trials({"chrono.gamma": "interval(0,0.8)"}, objectives=["val_loss", "load_entropy"], sampler="tpe", trials=3)
+    study = trials(
+        {"chrono.gamma": "interval(0,0.8)"}, objectives=["val_loss", "load_entropy"], sampler="tpe", trials=3
+    )
     for loss, entropy in ((1.0, 0.1), (2.0, 0.9), (3.0, 0.5)):
         study.tell(study.propose().trial, DONE, {"val_loss": loss, "load_entropy": entropy})
     assert [trial.values for trial in study.study.best_trials] == [[1.0, 0.1], [2.0, 0.9]]
@@ -353,7 +355,9 @@ def unusable(tmp_path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("kind", ["a_folder", "no_journal", "beneath_a_file", "no_such_database", "no_such_kind", "no_driver"])
+@pytest.mark.parametrize(
+    "kind", ["a_folder", "no_journal", "beneath_a_file", "no_such_database", "no_such_kind", "no_driver"]
+)
 def test_a_storage_that_cannot_be_used_is_refused_in_one_line(trials: Open, tmp_path: Path, kind: str) -> None:
     place = unusable(tmp_path)[kind]
     with pytest.raises(InputError) as refused:

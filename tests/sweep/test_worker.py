@@ -26,7 +26,9 @@ OFTEN = ("trainer.max_steps=12", "trainer.checkpoint_every_steps=3")
 
 
 @pytest.fixture
-def work(configure: Callable[..., Any], tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Work]:
+def work(
+    configure: Callable[..., Any], tmp_path: Path, undrawn: None, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Work]:
     """work(*overrides, into=…): of the tiny run, in this process."""
     monkeypatch.chdir(tmp_path)
 
