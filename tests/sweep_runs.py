@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 
 @pytest.fixture
-def swept(tmp_path: Path, tiny: list[str]) -> list[str]:
+def tiny_sweep(tmp_path: Path, tiny: list[str]) -> list[str]:
     """Arguments of a sweep `s` of tiny runs in `folder`."""
     return [*tiny, "sweep.name=s", f"sweep.dir={tmp_path / 'sweeps'}"]
 
@@ -87,7 +88,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 @pytest.fixture
 def sweep(
-    swept: list[str], clean_process: None, undrawn: None, capfd: pytest.CaptureFixture[str]
+    tiny_sweep: list[str], clean_process: None, undrawn: None, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     """sweep(*arguments): `python sweep.py` of tiny runs, one after another in this process, with those arguments."""
     from hydra.core.global_hydra import GlobalHydra
@@ -100,7 +101,7 @@ def sweep(
         capfd.readouterr()
         code = 0
         try:
-            guarded(lambda: main([*swept, "launcher=debug", *arguments]))
+            guarded(lambda: main([*tiny_sweep, "launcher=debug", *arguments]))
         except SystemExit as left:
             code = int(left.code or 0)
         return Outcome(code, *capfd.readouterr())
@@ -109,13 +110,13 @@ def sweep(
 
 
 @pytest.fixture
-def start(python: Callable[..., subprocess.Popen[str]], swept: list[str]) -> Iterator[Callable[..., Any]]:
+def start(python: Callable[..., subprocess.Popen[str]], tiny_sweep: list[str]) -> Iterator[Callable[..., Any]]:
     """start(*arguments): a real `python sweep.py` of tiny runs, in a process group of its own, ended with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         options.setdefault("start_new_session", True)
-        process = python(str(PROJECT / "sweep.py"), *swept, *arguments, **options)
+        process = python(str(PROJECT / "sweep.py"), *tiny_sweep, *arguments, **options)
         started.append(process)
         return process
 
@@ -233,10 +234,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm
     yield FakeSlurm(state)
     for session in state.glob("*.session"):
         for number in (*map(int, pids_of(state / f"{session.stem}.pids")), -int(session.read_text())):
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(number, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 def pids_of(path: Path) -> list[str]:

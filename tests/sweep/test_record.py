@@ -90,7 +90,7 @@ def test_a_search_keeps_its_axes(record: Callable[..., Any], tmp_path: Path) -> 
     search = ("sweep.sampler=random", "sweep.trials=3")
     write_record(tmp_path, record("chrono.gamma=interval(0,1)", *search))
     check_folder(tmp_path, record("chrono.gamma=interval(0,1)", "sweep.sampler=random", "sweep.trials=9"))
-    with pytest.raises(InputError, match="axes was .*interval"):
+    with pytest.raises(InputError, match=r"axes was .*interval"):
         check_folder(tmp_path, record("chrono.gamma=interval(0,2)", *search))
 
 

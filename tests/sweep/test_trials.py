@@ -1,4 +1,4 @@
-"""The study of a sweep: drawn alike however often it was interrupted, shared by several sweeps, readable after a crash."""
+"""The study of a sweep: drawn alike however often it is interrupted, shared by sweeps, readable after a crash."""
 
 from __future__ import annotations
 
