@@ -146,6 +146,8 @@ def remarks(comparison: Comparison) -> list[str]:
     losses = [arm.effects["val_loss"].n for arm in comparison.arms if "val_loss" in arm.effects]
     if losses and min(losses) < ENOUGH_PAIRS:
         lines.append(f"Fewer than {ENOUGH_PAIRS} pairs: an interval from so few says little.")
+    if any("tokens_per_sec" in arm.effects for arm in comparison.arms):
+        lines.append("Throughput also tells what else the machine did meanwhile: chronomoe.benchmark compares speeds.")
     if losses:
         lines.append(f"Least p that {min(losses)} pairs can reach: {least_p(min(losses)):.2g}.")
     return lines

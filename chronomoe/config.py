@@ -30,7 +30,7 @@ from chronomoe.data.settings import DataSettings
 from chronomoe.model.checks import check_model, check_router
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.settings import InputError, setting
-from chronomoe.sweep.settings import SweepSettings
+from chronomoe.sweep.settings import LauncherSettings, SweepSettings
 from chronomoe.training.settings import LoggerSettings, OptimSettings, TrainerSettings
 
 
@@ -87,6 +87,8 @@ def register() -> None:
         store.store(group=group, name=f"base_{group.split('/')[-1]}", node=schema)
     for name, law in LAWS.items():
         store.store(group="chrono", name=f"base_{name}", node=law.settings)
+    store.store(group="launcher", name="base_launcher", node=LauncherSettings)  # for sweep.py alone: no part of a run
+    store.store(name="launch", node={"defaults": [{"launcher": "local"}]})
 
 
 def parse(cfg: DictConfig) -> TrainConfig:
@@ -97,17 +99,18 @@ def parse(cfg: DictConfig) -> TrainConfig:
     return config
 
 
-def settle(cfg: DictConfig) -> Any:
-    """The dataclass a typed config stands for, once every key is known, set, of its type and in its range."""
-    check_keys(cfg)
+def settle(cfg: DictConfig, prefix: str = "") -> Any:
+    """The dataclass a typed config stands for, once every key is known, set, of its type and in its range. `prefix` of
+    its keys, such as `launcher.`, is for the messages."""
+    check_keys(cfg, prefix)
     try:
         settings = OmegaConf.to_object(cfg)
     except MissingMandatoryValue:
-        missing = sorted(OmegaConf.missing_keys(cfg))[0]
+        missing = prefix + sorted(OmegaConf.missing_keys(cfg))[0]
         raise InputError(f"{missing} must be given: add {missing}=… to the command") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key!s}: {str(error).splitlines()[0]}") from None
-    for key, value, field in walk(settings):
+    for key, value, field in walk(settings, prefix):
         check_range(key, value, field)
     return settings
 
@@ -124,14 +127,24 @@ def load_config(path: Path) -> TrainConfig:
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; give the folder of a run")
     try:
-        saved = OmegaConf.load(path)
-        groups = {name: schema for name, schema in SCHEMAS.items() if "/" not in name}
-        groups["chrono"] = LAWS[saved.chrono.law].settings
-        merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), groups, saved)
+        return restore(path.read_text(encoding="utf-8"))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is no config of this version: {str(error).splitlines()[0]}") from None
+
+
+def restore(resolved: str) -> TrainConfig:
+    """The config that this YAML text, such as a run's `config.yaml`, was written from."""
+    saved = OmegaConf.create(resolved)
+    groups = {name: schema for name, schema in SCHEMAS.items() if "/" not in name}
+    groups["chrono"] = LAWS[saved.chrono.law].settings
+    merged = OmegaConf.merge(OmegaConf.structured(TrainConfig), groups, saved)
     assert isinstance(merged, DictConfig)
     return parse(merged)
+
+
+def write_yaml(config: TrainConfig) -> str:
+    """The text that `restore` reads."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def config_hash(config: TrainConfig) -> str:
@@ -165,6 +178,7 @@ def all_keys() -> list[str]:
     keys = {field.name for field in dataclasses.fields(TrainConfig)}
     branches = [(group.replace("/", ".") + ".", schema) for group, schema in SCHEMAS.items()]
     branches += [("chrono.", law.settings) for law in LAWS.values()]
+    branches += [("launcher.", LauncherSettings)]
     for prefix, schema in branches:
         keys |= {prefix + field.name for field in dataclasses.fields(schema)}
     return sorted(keys)
@@ -176,7 +190,7 @@ def check_keys(cfg: DictConfig, prefix: str = "", root: DictConfig | None = None
     names = {field.name for field in dataclasses.fields(OmegaConf.get_type(cfg))}  # type: ignore[arg-type]
     for name in cfg:
         if name not in names:
-            raise InputError(unknown_key(f"{prefix}{name}", list(known_keys(root))))
+            raise InputError(unknown_key(f"{prefix}{name}", all_keys() if prefix else list(known_keys(root))))
         child = cfg._get_node(name)
         if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
             check_keys(child, f"{prefix}{name}.", root)

@@ -21,7 +21,6 @@ from chronomoe.study.progress import progress
 from chronomoe.study.run import Run
 from chronomoe.study.shown_arms import words_of
 from chronomoe.study.sweep_folder import SweepRecord, find_runs, read_sweep
-from chronomoe.study.sweep_points import read_results
 
 
 @dataclass(kw_only=True)
@@ -69,10 +68,7 @@ def report_sweep(folder: Path, settings: ReportSettings) -> list[Path]:
 
 
 def open_runs(folder: Path) -> list[Run]:
-    """In the order of the sweep's own table, where there is one: directories of a sweep are named by hashes."""
-    places = {Path(row["run_dir"]).name: place for place, row in enumerate(read_results(folder / "results.csv"))}
-    directories = sorted(find_runs(folder), key=lambda directory: places.get(directory.name, len(places)))
-    return [Run.load(directory) for directory in progress(directories, "read", "run")]
+    return [Run.load(directory) for directory in progress(find_runs(folder), "read", "run")]
 
 
 def recorded_of(folder: Path) -> SweepRecord:

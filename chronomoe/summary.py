@@ -23,18 +23,19 @@ import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from chronomoe.assembly import Parts
 from chronomoe.config import TrainConfig, config_hash
-from chronomoe.data.datamodule import LanguageDataModule
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.data.settings import DataSettings
 from chronomoe.model.sizing import size_of
-from chronomoe.settings import InputError, RunFailed
+from chronomoe.settings import InputError, RunFailed, Stopped
+
+if TYPE_CHECKING:
+    from chronomoe.assembly import Parts
 
 LATE_STEPS = 50
 MEASURED = (
@@ -74,7 +75,8 @@ def finished_summary(config: TrainConfig, parts: Parts, corpus: PackedCorpus, wa
     }
 
 
-def failure_summary(config: TrainConfig, error: BaseException, stopped: bool, wall_seconds: float) -> dict[str, Any]:
+def failure_summary(config: TrainConfig, error: BaseException, wall_seconds: float) -> dict[str, Any]:
+    stopped = isinstance(error, (KeyboardInterrupt, Stopped))
     reason = "stopped by the user; go on with ckpt_path=last" if stopped else f"{type(error).__name__}: {error}"
     if isinstance(error, (InputError, RunFailed)):
         reason = str(error)
@@ -120,6 +122,8 @@ def balance_over_time(max_vio_history: torch.Tensor) -> tuple[float | None, floa
 
 def unigram_perplexity(corpus: PackedCorpus, data: DataSettings) -> float:
     """exp of the mean surprise, under the training split's token frequencies, of the very tokens evaluated on."""
+    from chronomoe.data.datamodule import LanguageDataModule  # brings Lightning along
+
     log_probs = corpus.unigram_log_probs()
     batches = LanguageDataModule(data, corpus=corpus, seed=0, max_steps=1).val_dataloader()  # all ranks' share
     targets = np.concatenate([batch["targets"].numpy().ravel() for batch in batches])

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from chronomoe.config import compose_config
+from chronomoe.config import compose_config, register
+from chronomoe.sweep.command import compose_launcher, grid_points, read_sweep
+from chronomoe.sweep.points import Composer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -44,6 +46,9 @@ def test_command_in_the_documentation_is_valid(page: str, command: str) -> None:
         keys = {key for name in known for key in getattr(getattr(module, name), "__dataclass_fields__", {})} | {"run"}
         assert {word.split("=")[0] for word in words[3:] if "=" in word} <= keys
         return
+    if words[1] == "sweep.py":
+        check_sweep_command([word for word in words[2:] if word not in READ_ONLY_FLAGS])
+        return
     if words[1].startswith("scripts/"):
         compile((ROOT / words[1]).read_text(), words[1], "exec")
         return
@@ -60,6 +65,20 @@ def test_command_in_the_documentation_is_valid(page: str, command: str) -> None:
         )
 
 
+def check_sweep_command(arguments: list[str]) -> None:
+    """Its sweep, its axes and its first and last point are what there is."""
+    launching = [argument for argument in arguments if argument.startswith("launcher")]
+    overrides = [argument for argument in arguments if argument not in launching]
+    register()
+    with Composer() as composer:
+        compose_launcher(launching)
+        if not overrides:
+            return
+        shared, axes, fixed = read_sweep(composer, overrides)
+        if shared.sweep.sampler == "grid":
+            assert grid_points(composer, fixed, axes, shared.sweep, ROOT)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
@@ -72,5 +91,6 @@ def test_file_tree_of_the_readme_is_the_tree() -> None:
     tree = re.search(r"```text\n(train\.py.*?)```", readme, flags=re.DOTALL)
     assert tree is not None
     listed = set(re.findall(r"^\s*([\w/]+\.py)\b", tree.group(1), flags=re.MULTILINE))
-    actual = {path.name for path in (ROOT / "chronomoe").rglob("*.py") if path.name != "__init__.py"} | {"train.py"}
+    actual = {path.name for path in (ROOT / "chronomoe").rglob("*.py") if path.name != "__init__.py"}
+    actual |= {"train.py", "sweep.py"}
     assert {Path(name).name for name in listed} == actual

@@ -68,13 +68,6 @@ def check_pricing(
 
 
 def check_control(chrono: ControlSettings, model: ModelSettings, top_k: int) -> None:
-    clocks = chrono.clocks
-    if clocks.macro_period % clocks.micro_period:
-        nearest = max(1, round(clocks.macro_period / clocks.micro_period)) * clocks.micro_period
-        raise InputError(
-            f"chrono.clocks.macro_period={clocks.macro_period} is not a multiple of chrono.clocks.micro_period="
-            f"{clocks.micro_period}: the nearest is {nearest}"
-        )
     if chrono.layer_scales and len(chrono.layer_scales) != model.num_layers:
         raise InputError(
             f"chrono.layer_scales has {len(chrono.layer_scales)} entries for {model.num_layers} layers: give one each"

@@ -13,7 +13,7 @@ class ClockSettings:
     micro_period: int = setting(low=1)
     """Optimizer steps between refreshes of the pressure."""
     macro_period: int = setting(low=1)
-    """Optimizer steps between updates of the lens; a multiple of `micro_period`."""
+    """Optimizer steps between updates of the lens."""
 
 
 class Ticks(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Sequence
@@ -23,7 +24,8 @@ class SweepRecord(NamedTuple):
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Directories of the runs in a folder, in the order of the numbers in their paths; a run holds no other run.
+    """Directories of the runs in a folder, in the order of the numbers in their paths, those of a sweep in the order of
+    its points; a run holds no other run.
 
     Raises InputError when the folder cannot be read or holds none.
     """
@@ -36,12 +38,24 @@ def find_runs(folder: Path) -> list[Path]:
             names.clear()
     if not found:
         raise InputError(f"runs={folder}: no run in it (no config.yaml); give the folder of a sweep or a multirun")
-    return sorted(found, key=by_numbers)
+    order = point_order(folder)
+    return sorted(found, key=lambda path: (order.get(path.name, len(order)), by_numbers(path)))
 
 
 def by_numbers(path: Path) -> list[str]:
     """Sorts `run_9` before `run_10`."""
     return [part.zfill(20) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+
+
+def point_order(folder: Path) -> dict[str, int]:
+    """Name of a run directory -> its place among a sweep's points; empty for a folder that no sweep wrote."""
+    path = folder / "results.csv"
+    if not path.is_file():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {
+            Path(row["run_dir"]).name: number for number, row in enumerate(csv.DictReader(file)) if "run_dir" in row
+        }
 
 
 def refuse(error: OSError) -> None:

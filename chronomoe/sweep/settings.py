@@ -25,7 +25,7 @@ class SweepSettings:
     trials: int | None = setting(None, low=1)
     """Points of a search; null for a grid, which has as many as it has."""
     objectives: list[str] = setting(["val_loss"])
-    """Numbers of `summary.json` that a search makes small (or large, where more is better); two or more give a front."""
+    """Numbers of `summary.json` a search makes small (or large, where more is better); two or more give a front."""
     sampler_seed: int = setting(0, low=0)
     """Of the search's draws; trial n depends on this, n and the trials before it."""
     pruner: str = setting("none", choices=["none", "median", "halving"])

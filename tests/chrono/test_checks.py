@@ -49,10 +49,6 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["chrono=quantile", "chrono.form=histogram"],
         ["chrono.form=histogram", "router.gate=topk_softmax", "router.gate=sigmoid", "chrono.form=exact"],
     ),
-    "clocks": (
-        ["chrono.clocks.macro_period=7", "chrono.clocks.micro_period=3"],
-        ["chrono.clocks.macro_period=7", "chrono.clocks.micro_period=3", "the nearest is 6"],
-    ),
     "layer scales": (["chrono.layer_scales=[1,1,1]"], ["chrono.layer_scales", "3 entries for 2 layers", "one each"]),
     "negative layer scale": (["chrono.layer_scales=[1,-1]"], ["chrono.layer_scales=[1.0, -1.0]", "at least 0"]),
     "no memory": (["chrono.half_life_steps=0"], ["chrono.half_life_steps=0", "a positive number, or null"]),
