@@ -27,7 +27,7 @@ USAGE_CELLS, LENS_POINTS = 120_000, 40_000
 MOST_LINES = 960
 """Lines of experts in all runs, if they are as large as the first: what bounds the number of runs."""
 MOST_BINS = 200
-PATH_POINTS = 60
+PATH_POINTS = 120
 MOST_LABELS = 12
 TIME_MARKS = 5
 

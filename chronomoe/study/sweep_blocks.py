@@ -11,12 +11,13 @@ from html import escape
 
 from chronomoe.study import findings
 from chronomoe.study.comparison import Arm, Comparison
+from chronomoe.study.differences import shortened
 from chronomoe.study.effects_table import HEADS
 from chronomoe.study.heat_map import HeatMap
 from chronomoe.study.measurements import METRICS
 from chronomoe.study.numbers import show
 from chronomoe.study.run import Run
-from chronomoe.study.shown_arms import ShownArm
+from chronomoe.study.shown_arms import ShownArm, filters
 from chronomoe.study.sweep_findings import finding, has_effect
 from chronomoe.study.sweep_points import Point, count_status
 
@@ -27,9 +28,9 @@ LONGEST_ERROR = 2_000
 RULES = (
     "Difference: mean over pairs of arm minus baseline, runs of one seed being a pair. Wins: pairs that are better. "
     "Corrected p: sign-flip test, after Holm. By interval: better or worse where the 95% interval leaves out 0, from 3 "
-    "pairs on. Documented: robust if two in three pairs are better, partial from one in three; for the validation "
-    "loss of evaluated runs a pair is better only when specialisation rises too. How often each is wrong: "
-    "docs/statistics.md."
+    "pairs on. Documented: robust if two in three pairs are better, partial from one in three; for the validation loss "
+    "of evaluated runs a pair is better only when specialisation rises too. How often each is wrong: docs/statistics.md."
+    " Throughput also tells what else the machine did."
 )
 
 
@@ -43,7 +44,8 @@ def header(name: str, folder: str, shown: Sequence[ShownArm], comparison: Compar
         "Arms": len(shown),
         "Seeds": f"{len(seeds)} ({', '.join(map(str, seeds[:8]))}{', …' * (len(seeds) > 8)})",
         "Baseline": comparison.baseline,
-        "Axis": ", ".join(comparison.axis),
+        "Swept": ", ".join(f"{key} ({len(values)} values)" for key, values in filters(shown).items()),
+        "Axis": ", ".join(shortened(comparison.axis)),
         "Compared within": ", ".join(comparison.within) or None,
         "Model": several(findings.shape(run) for run in runs),
         "Data": several(findings.data(run) for run in runs),
@@ -80,14 +82,14 @@ def notes(comparison: Comparison) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def filter_bar(filters: Mapping[str, Sequence[str]], shown: Sequence[ShownArm], metrics: Sequence[str]) -> str:
+def filter_bar(shown: Sequence[ShownArm], metrics: Sequence[str]) -> str:
     """A menu a setting that arms are told apart by, the menu of metrics, and how many arms are shown."""
-    menus = [filter_menu(key, values, shown) for key, values in filters.items()]
+    menus = [filter_menu(key, values, shown) for key, values in filters(shown).items()]
+    clear = '<button type="button" class="clear">Show all</button>' if menus else ""
     options = "".join(f'<option value="{key}">{escape(METRICS[key].label)}</option>' for key in metrics)
     if metrics:
         menus.append(f'<label>Metric <select data-menu="metric" autocomplete="off">{options}</select></label>')
     count = f'<output class="count" aria-live="polite">{len(shown)} of {len(shown)} arms shown</output>'
-    clear = '<button type="button" class="clear">Show all</button>' if filters else ""
     return f'<div class="filters" role="group" aria-label="Filters">{"".join(menus)}{clear}{count}</div>'
 
 

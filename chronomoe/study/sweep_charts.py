@@ -115,7 +115,7 @@ def curve_chart(shown: Sequence[ShownArm], kind: Kind, bands: Bands, baseline: s
     layout |= {"hovermode": "closest", "height": 340, "showlegend": False}
     layout["meta"] = {"hover": "%{x:.3s} tokens: %{y:.4g}"}
     if kind.is_log and all((band.mean > 0).all() for band in bands.values()):
-        layout["yaxis"] |= {"type": "log", "dtick": 1, "minor": {"showgrid": True, "gridcolor": "#F1F3F5"}}
+        layout["yaxis"] |= {"type": "log", "dtick": "D2", "minor": {"showgrid": True, "gridcolor": "#F1F3F5"}}
     if kind is DIFFERENCE:
         layout["yaxis"] |= {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1.5}
     return Chart(

@@ -17,6 +17,8 @@ MOST_BANDS = 12
 
 
 def draw_kind(sweep: Sweep, kind: Kind) -> Figure:
+    from matplotlib.ticker import LogLocator
+
     bands = sweep.bands[kind]
     chosen = some_arms([one for one in sweep.shown if one.index in bands])
     figure = new_sweep_figure(4.4, kind.title, sweep, len(chosen) < len(bands))
@@ -36,8 +38,9 @@ def draw_kind(sweep: Sweep, kind: Kind) -> Figure:
     axes.xaxis.set_major_locator(plain_numbers())
     if kind.is_log and all((bands[one.index].mean > 0).all() for one in chosen):
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     if kind is DIFFERENCE:
         axes.axhline(0, color=BLACK, linewidth=1)
     axes.set_xlabel("tokens trained on (millions)")

@@ -22,7 +22,7 @@ from chronomoe.study.palette import DIFFERENCE
 from chronomoe.study.progress import progress
 from chronomoe.study.report import page
 from chronomoe.study.run import Run
-from chronomoe.study.shown_arms import ShownArm, as_json, filters, show_arms, words_of
+from chronomoe.study.shown_arms import ShownArm, as_json, show_arms, words_of
 from chronomoe.study.specialisation import Specialisation, read_specialisation
 from chronomoe.study.sweep_charts import curve_charts, forest_chart, specialisation_chart
 from chronomoe.study.sweep_curves import Bands, Kind, read_bands
@@ -104,7 +104,7 @@ def render_sweep(sweep: Sweep) -> str:
     body = [
         sweep_blocks.header(sweep.name, str(sweep.folder), shown, comparison, sweep.points),
         sweep_blocks.notes(comparison),
-        sweep_blocks.filter_bar(filters(shown), shown, sweep.metrics),
+        sweep_blocks.filter_bar(shown, sweep.metrics),
         blocks.section("Verdicts", *([sweep_blocks.verdict_table(shown, first)] if first else [])),
         blocks.section("Differences to the baseline", *([blocks.figure(forest)] if forest else [])),
         blocks.section("Two settings at a time", *sweep_blocks.heat_map_tables(sweep.maps)),
