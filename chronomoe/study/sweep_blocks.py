@@ -29,8 +29,8 @@ RULES = (
     "Difference: mean over pairs of arm minus baseline, runs of one seed being a pair. Wins: pairs that are better. "
     "Corrected p: sign-flip test, after Holm. By interval: better or worse where the 95% interval leaves out 0, from 3 "
     "pairs on. Documented: robust if two in three pairs are better, partial from one in three; for the validation loss "
-    "of evaluated runs a pair is better only when specialisation rises too. How often each is wrong: docs/statistics.md."
-    " Throughput also tells what else the machine did."
+    "of evaluated runs a pair is better only when specialisation rises too. How often each is wrong: docs/statistics.md"
+    ". Throughput also tells what else the machine did."
 )
 
 
