@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit.slurm.slurm import SlurmJob
 from training_runs import PROJECT, Finished, Outcome
 
 TIMED = ("wall_seconds", "tokens_per_sec", "git_revision")
@@ -231,6 +232,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(state))
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    SlurmJob.watcher.clear()  # which remembers how jobs of these numbers ended in other tests
     yield FakeSlurm(state)
     for session in state.glob("*.session"):
         for number in (*map(int, pids_of(state / f"{session.stem}.pids")), -int(session.read_text())):
