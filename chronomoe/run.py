@@ -145,6 +145,8 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
             summary = train(config, run_dir, started)
     except BaseException as error:
         with suppress(OSError):  # a full disk may be what ended the run
+            if is_done(run_dir):
+                raise  # trained and written: only its pictures are missing
             write_summary(run_dir, failure_summary(config, error, time.perf_counter() - started))
             if isinstance(error, RunFailed):
                 draw(run_dir)  # what led there is worth seeing; a stopped run is waited for, and goes on

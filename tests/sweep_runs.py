@@ -8,10 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit.slurm.slurm import SlurmJob
 from training_runs import PROJECT, Finished, Outcome
 
 TIMED = ("wall_seconds", "tokens_per_sec", "git_revision")
@@ -65,7 +67,7 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 
 @pytest.fixture
-def swept(tmp_path: Path, tiny: list[str]) -> list[str]:
+def tiny_sweep(tmp_path: Path, tiny: list[str]) -> list[str]:
     """Arguments of a sweep `s` of tiny runs in `folder`."""
     return [*tiny, "sweep.name=s", f"sweep.dir={tmp_path / 'sweeps'}"]
 
@@ -87,7 +89,7 @@ def clean_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 @pytest.fixture
 def sweep(
-    swept: list[str], clean_process: None, undrawn: None, capfd: pytest.CaptureFixture[str]
+    tiny_sweep: list[str], clean_process: None, undrawn: None, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     """sweep(*arguments): `python sweep.py` of tiny runs, one after another in this process, with those arguments."""
     from hydra.core.global_hydra import GlobalHydra
@@ -100,7 +102,7 @@ def sweep(
         capfd.readouterr()
         code = 0
         try:
-            guarded(lambda: main([*swept, "launcher=debug", *arguments]))
+            guarded(lambda: main([*tiny_sweep, "launcher=debug", *arguments]))
         except SystemExit as left:
             code = int(left.code or 0)
         return Outcome(code, *capfd.readouterr())
@@ -109,13 +111,13 @@ def sweep(
 
 
 @pytest.fixture
-def start(python: Callable[..., subprocess.Popen[str]], swept: list[str]) -> Iterator[Callable[..., Any]]:
+def start(python: Callable[..., subprocess.Popen[str]], tiny_sweep: list[str]) -> Iterator[Callable[..., Any]]:
     """start(*arguments): a real `python sweep.py` of tiny runs, in a process group of its own, ended with the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         options.setdefault("start_new_session", True)
-        process = python(str(PROJECT / "sweep.py"), *swept, *arguments, **options)
+        process = python(str(PROJECT / "sweep.py"), *tiny_sweep, *arguments, **options)
         started.append(process)
         return process
 
@@ -140,3 +142,103 @@ def wait_until(true: Callable[[], Any], process: subprocess.Popen[str] | None = 
             raise AssertionError(f"ended with {process.returncode}: {process.communicate()}")
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+FAKE_SLURM = {
+    "sbatch": r"""#!/bin/bash
+# Accept a batch script and run it in the background, as a job that may be queued again.
+if [ -e "$FAKE_SLURM/refuse" ]; then cat "$FAKE_SLURM/refuse" >&2; exit 1; fi
+id=$((100 + $(ls "$FAKE_SLURM" | grep -c '\.sh$')))
+cp "$1" "$FAKE_SLURM/$id.sh"
+asked() { sed -n "s/^#SBATCH --$1=//p" "$FAKE_SLURM/$id.sh"; }
+export SLURM_JOB_ID=$id SLURM_JOB_NAME=$(asked job-name) SLURM_JOB_NUM_NODES=1 SLURM_NNODES=1
+export SLURM_NTASKS=$(asked ntasks-per-node) SLURM_NTASKS_PER_NODE=$(asked ntasks-per-node)
+export SLURM_JOB_NODELIST=localhost SLURM_NODEID=0
+if [ -e "$FAKE_SLURM/busy" ]; then
+    echo PENDING > "$FAKE_SLURM/$id.state"
+else
+    echo RUNNING > "$FAKE_SLURM/$id.state"
+    setsid bash -c '
+        echo $$ > "$FAKE_SLURM/$SLURM_JOB_ID.session"
+        while bash "$FAKE_SLURM/$SLURM_JOB_ID.sh"; rm "$FAKE_SLURM/$SLURM_JOB_ID.requeue" 2>/dev/null; do :; done
+        grep -q CANCELLED "$FAKE_SLURM/$SLURM_JOB_ID.state" || echo COMPLETED > "$FAKE_SLURM/$SLURM_JOB_ID.state"
+    ' < /dev/null > "$FAKE_SLURM/$id.out" 2>&1 &
+fi
+echo "Submitted batch job $id"
+""",
+    "srun": r"""#!/bin/bash
+# The tasks of a job, each with its rank.
+while [[ $1 == --* ]]; do
+    case $1 in
+        --output) out=$2; shift 2;;
+        --error) err=$2; shift 2;;
+        *) shift;;
+    esac
+done
+: > "$FAKE_SLURM/$SLURM_JOB_ID.pids"
+for ((task = 0; task < SLURM_NTASKS; task++)); do
+    o=${out//%j/$SLURM_JOB_ID}; e=${err//%j/$SLURM_JOB_ID}
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" >> "${o//%t/$task}" 2>> "${e//%t/$task}" &
+    echo $! >> "$FAKE_SLURM/$SLURM_JOB_ID.pids"
+done
+wait
+""",
+    "scancel": r"""#!/bin/bash
+echo "$@" >> "$FAKE_SLURM/scancel.log"
+echo CANCELLED > "$FAKE_SLURM/$1.state"
+[ -e "$FAKE_SLURM/$1.pids" ] && kill -TERM $(cat "$FAKE_SLURM/$1.pids")
+exit 0
+""",
+    "sacct": r"""#!/bin/bash
+echo "JobID|State|NodeList"
+for id in "$@"; do [ -e "$FAKE_SLURM/$id.state" ] && echo "$id|$(cat "$FAKE_SLURM/$id.state")|localhost"; done
+exit 0
+""",
+    "scontrol": r"""#!/bin/bash
+touch "$FAKE_SLURM/$2.$1"
+""",
+}
+
+
+class FakeSlurm:
+    """The scripts on the PATH, and what they keep: `<job>.sh`, `.state`, `.pids` of its tasks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def scripts(self) -> list[str]:
+        """Of every job that was submitted."""
+        return [path.read_text() for path in sorted(self.path.glob("*.sh"))]
+
+    def directives(self, job: int = 0) -> dict[str, str]:
+        """`#SBATCH --key=value` of a job."""
+        lines = [line.removeprefix("#SBATCH --") for line in self.scripts()[job].splitlines() if "#SBATCH" in line]
+        return {key: value.strip("'") for key, _, value in (line.partition("=") for line in lines)}
+
+    def pids(self, job: int = 100) -> list[int]:
+        path = self.path / f"{job}.pids"
+        return [int(pid) for pid in path.read_text().split()] if path.exists() else []
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+    """A SLURM of shell scripts on the PATH, which runs its jobs here and at once."""
+    programs, state = tmp_path / "slurm-bin", tmp_path / "slurm"
+    programs.mkdir()
+    state.mkdir()
+    for name, text in FAKE_SLURM.items():
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FAKE_SLURM", str(state))
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    SlurmJob.watcher.clear()  # which remembers how jobs of these numbers ended in other tests
+    yield FakeSlurm(state)
+    for session in state.glob("*.session"):
+        for number in (*map(int, pids_of(state / f"{session.stem}.pids")), -int(session.read_text())):
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+def pids_of(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []

@@ -49,12 +49,7 @@ def view(traces: Sequence[View], layout: View) -> View:
 def new_layout(ylabel: str, colour: str = SLATE) -> View:
     return {
         "height": 360,
-        "margin": {
-            "l": 64,
-            "r": 8,
-            "t": 8,
-            "b": 48,
-        },  # room for labels: plotly.js may not settle when it has to find it
+        "margin": {"l": 64, "r": 24, "t": 16, "b": 48},  # room for labels, which plotly.js may not settle to find
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": SLATE},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

@@ -88,7 +88,7 @@ def filter_bar(filters: Mapping[str, Sequence[str]], shown: Sequence[ShownArm], 
         menus.append(f'<label>Metric <select data-menu="metric" autocomplete="off">{options}</select></label>')
     count = f'<output class="count" aria-live="polite">{len(shown)} of {len(shown)} arms shown</output>'
     clear = '<button type="button" class="clear">Show all</button>' if filters else ""
-    return f'<form class="filters" aria-label="Filters" onsubmit="return false">{"".join(menus)}{clear}{count}</form>'
+    return f'<div class="filters" role="group" aria-label="Filters">{"".join(menus)}{clear}{count}</div>'
 
 
 def filter_menu(key: str, values: Sequence[str], shown: Sequence[ShownArm]) -> str:

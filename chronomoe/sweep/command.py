@@ -49,7 +49,13 @@ def main(arguments: Sequence[str]) -> None:
             raise InputError(f"{override.input_line} cannot be an axis: one launcher starts all points")
     overrides = [text for text in arguments if text not in launching]
     with Composer() as composer:
-        conduct(composer, overrides, compose_launcher(launching))
+        try:
+            conduct(composer, overrides, compose_launcher(launching))
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            place = error.filename or "the folder of the sweep"
+            raise RunFailed(f"{place}: {error.strerror}; make room, then the same command goes on") from None
 
 
 def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: LauncherSettings) -> None:
@@ -90,10 +96,6 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
     with Screen(board) as screen:
         try:
             Engine(settings, folder, source, trials, launcher, board, screen).run()
-        except OSError as error:
-            if error.errno not in DISK_IS_FULL:
-                raise
-            raise RunFailed(f"{folder}: {error.strerror}; make room, then the same command goes on") from None
         finally:
             say_where(folder)
     if board.count(FAILED):

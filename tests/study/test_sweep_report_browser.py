@@ -30,8 +30,17 @@ def report(swept: Path) -> Path:
 
 
 @pytest.fixture(params=[DESKTOP, PHONE], ids=["desktop", "phone"])
-def opened(request: pytest.FixtureRequest, chromium: Any, report: Path) -> Opened:
-    sweep = Opened(chromium, report, request.param)
+def in_both(request: pytest.FixtureRequest, chromium: Any, report: Path) -> Opened:
+    return drawn(chromium, report, request.param)
+
+
+@pytest.fixture
+def opened(chromium: Any, report: Path) -> Opened:
+    return drawn(chromium, report, DESKTOP)
+
+
+def drawn(chromium: Any, report: Path, viewport: dict[str, int]) -> Opened:
+    sweep = Opened(chromium, report, viewport)
     sweep.draw_all()
     return sweep
 
@@ -44,45 +53,45 @@ def cells(opened: Opened, column: int) -> list[str]:
     return opened.page.locator(f"{VISIBLE_ROWS} td:nth-of-type({column})").all_inner_texts()
 
 
-def test_every_chart_is_drawn_and_the_page_fits_the_window(opened: Opened):
+def test_every_chart_is_drawn_and_the_page_fits_the_window(in_both: Opened):
     # lines: 10 arms, 8 of them beside a baseline or with coherence; bands of the curves are lines too
-    lines = {chart: opened.marks(chart) for chart in [*CURVES, "usage", "lens", "lens-path"]}
+    lines = {chart: in_both.marks(chart) for chart in [*CURVES, "usage", "lens", "lens-path"]}
     assert lines == {
         "validation-loss": 20, "loss-difference": 16, "training-loss": 20, "coherence": 16, "max-vio": 20,
         "usage": 1, "lens": 8, "lens-path": 8,
     }  # fmt: skip
     # 8 arms of 3 pairs but one, and their means; 10 arms with four readings
-    assert {chart: opened.points(chart) for chart in ("forest", "specialisation")} == {
+    assert {chart: in_both.points(chart) for chart in ("forest", "specialisation")} == {
         "forest": 23 + 8, "specialisation": 40
     }  # fmt: skip
-    assert opened.overflow() <= 0
-    assert opened.complaints == []
+    assert in_both.overflow() <= 0
+    assert in_both.complaints == []
 
 
-def test_a_filter_hides_rows_and_traces_and_keeps_the_baseline(opened: Opened):
-    page = opened.page
+def test_a_filter_hides_rows_and_traces_and_keeps_the_baseline(in_both: Opened):
+    page = in_both.page
     page.select_option(f"[data-filter='{PRESSURE}']", label="0.05")
-    opened.draw_all()
+    in_both.draw_all()
     assert page.inner_text(".count") == "6 of 10 arms shown"  # two etas and a baseline in each of two models
-    assert len(rows(opened)) == 6
-    assert {row for row in rows(opened) if "pressure" in row} == {row for row in rows(opened) if "=0.05" in row}
-    assert [opened.marks(chart) for chart in [*CURVES, "lens-path"]] == [12, 8, 12, 8, 12, 4]
-    assert (opened.points("forest"), opened.points("specialisation")) == (4 * 4, 6 * 4)
+    assert len(rows(in_both)) == 6
+    assert {row for row in rows(in_both) if "pressure" in row} == {row for row in rows(in_both) if "=0.05" in row}
+    assert [in_both.marks(chart) for chart in [*CURVES, "lens-path"]] == [12, 8, 12, 8, 12, 4]
+    assert (in_both.points("forest"), in_both.points("specialisation")) == (4 * 4, 6 * 4)
     filled = page.locator(".heat td[data-arm]:not(:empty)")
     assert filled.count() == 4
     assert page.locator("select[data-menu=run] option:not([disabled])").count() == 6
 
     page.select_option("[data-filter='model']", label="switch_2x8")
-    opened.draw_all()
+    in_both.draw_all()
     assert page.inner_text(".count") == "3 of 10 arms shown"  # the other model's baseline is gone as well
     assert page.locator(".grid:visible").count() == 1
-    assert opened.page.locator(".arms li:visible").count() == 3 + 1  # arms, and the stratum's line
+    assert in_both.page.locator(".arms li:visible").count() == 3 + 1  # arms, and the stratum's line
 
     page.click(".clear")
-    opened.draw_all()
+    in_both.draw_all()
     assert page.inner_text(".count") == "10 of 10 arms shown"
-    assert opened.marks("max-vio") == 20
-    assert opened.complaints == []
+    assert in_both.marks("max-vio") == 20
+    assert in_both.complaints == []
 
 
 def test_the_metric_menu_changes_table_forest_and_heat_map(opened: Opened):
