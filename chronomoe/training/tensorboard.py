@@ -5,7 +5,7 @@ and a layout for the CUSTOM SCALARS tab.
 |---|---|
 | every key of `metrics.csv` | by optimizer step |
 | `tokens/…` | those of `TOKENS_AXIS`, by tokens trained on: the step of these is the number of tokens |
-| `summary/…` | the numbers of `summary.json`, once, at the end |
+| `summary/…` | the numbers of `summary.json` of a run that is done |
 | HPARAMS | every setting that is set, under its dotted key |
 
 No run declares what the experiment is (`_hparams_/experiment`): TensorBoard would take one run's word for all, and runs
@@ -59,10 +59,12 @@ class TensorBoard(TensorBoardLogger):
             super().log_metrics(by_tokens, int(metrics["train/tokens"]))
 
     def end(self, numbers: Mapping[str, Any]) -> None:
-        """`numbers` of `summary.json`."""
-        measured = {f"summary/{key}": value for key, value in numbers.items() if isinstance(value, int | float)}
-        super().log_metrics(measured, 0)
-        self._add(session_end(done=numbers["status"] == "done"))
+        """`numbers` of `summary.json`. A run that failed or was stopped may go on, so nothing is said of it that
+        TensorBoard, which keeps the first end it reads, could not take back."""
+        if numbers["status"] == "done":
+            measured = {f"summary/{key}": value for key, value in numbers.items() if isinstance(value, int | float)}
+            super().log_metrics(measured, 0)
+            self._add(session_end())
         self.experiment.close()
 
     def _add(self, record: Any) -> None:
@@ -99,12 +101,11 @@ def session_start(settings: Mapping[str, bool | float | str]) -> Any:
     return record(metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=info))
 
 
-def session_end(*, done: bool) -> Any:
-    """The HPARAMS tab's record of a run that ends."""
+def session_end() -> Any:
+    """The HPARAMS tab's record of a run that is done."""
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
-    status = api_pb2.STATUS_SUCCESS if done else api_pb2.STATUS_FAILURE
-    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+    info = plugin_data_pb2.SessionEndInfo(status=api_pb2.STATUS_SUCCESS, end_time_secs=time.time())
     return record(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
 
 

@@ -91,10 +91,9 @@ def has_login() -> bool:
 def end_wandb(logger: WandbLogger, numbers: dict[str, Any], objective: str) -> str | None:
     """Write the run's summary and end it, as failed unless it is done; the line that syncs it if it was offline."""
     run = logger.experiment
-    known = {
-        key: value for key, value in (numbers | {"objective": numbers.get(objective)}).items() if value is not None
-    }
-    run.summary.update(known)
+    final = numbers | {"objective": numbers.get(objective)}
+    known = {key: value for key, value in final.items() if value is not None}
+    run.summary.update(known | {"error": numbers["error"]})  # null too: an error that was overcome shall not stay
     folder, offline = Path(run.dir).parent, run.settings.mode == "offline"
     run.finish(exit_code=int(numbers["status"] != "done"))
     return f"wandb sync {folder}" if offline else None

@@ -44,9 +44,11 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return terminal
 
 
+@pytest.mark.parametrize("colour", ["", "1"], ids=["plain", "FORCE_COLOR"])
 def test_without_a_terminal_every_point_that_ends_is_one_line(
-    board: Callable[..., Board], capsys: pytest.CaptureFixture[str]
+    board: Callable[..., Board], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, colour: str
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", colour)
     known = board(("optim.betas=[0.8,0.9]", DONE), ("seed=2", FAILED), ("seed=3", RUNNING))
     known.entries[0].summary["val_loss"] = 2.34567
     known.entries[1].error = "train/loss is nan at step 3 [bold]"

@@ -100,14 +100,20 @@ def test_tensorboards_charts_each_show_the_scalars_they_name(train: Callable[...
         assert [tag for tag in events.Tags()["scalars"] if re.match(pattern, tag)] == [pattern.removesuffix("$")]
 
 
-def test_a_failed_run_is_failed_in_tensorboard(train: Callable[..., Finished], tmp_path: Path) -> None:
+def test_tensorboard_calls_a_run_done_when_it_is_and_not_when_it_failed_before(
+    train: Callable[..., Finished], tmp_path: Path
+) -> None:
     from tensorboard.plugins.hparams import api_pb2, metadata
 
     with pytest.raises(RunFailed):
         train("logger=tensorboard", "optim.lr=1e30", "optim.warmup_frac=0")
-    events = read_events(Finished(tmp_path / "run"))
-    ends = events.PluginTagToContent("hparams")[metadata.SESSION_END_INFO_TAG]
-    assert metadata.parse_session_end_info_plugin_data(ends).status == api_pb2.STATUS_FAILURE
+    failed = read_events(Finished(tmp_path / "run"))
+    assert set(failed.PluginTagToContent("hparams")) == {metadata.SESSION_START_INFO_TAG}
+    assert not any(tag.startswith("summary/") for tag in failed.Tags()["scalars"])
+    done = read_events(train("logger=tensorboard"))  # tried again in the same folder, as a sweep does
+    end = done.PluginTagToContent("hparams")[metadata.SESSION_END_INFO_TAG]
+    assert metadata.parse_session_end_info_plugin_data(end).status == api_pb2.STATUS_SUCCESS
+    assert "summary/val_loss" in done.Tags()["scalars"]
 
 
 def test_tensorboard_shows_where_tokens_go_under_as_many_keys_for_any_number_of_experts(
@@ -223,4 +229,4 @@ def test_a_search_reports_its_own_objective() -> None:
     )
     numbers = {"status": "done", "val_loss": 5.0, "max_vio_late": 0.5, "error": None}
     assert end_wandb(cast(Any, SimpleNamespace(experiment=experiment)), numbers, "max_vio_late") is None
-    assert told == {"status": "done", "val_loss": 5.0, "max_vio_late": 0.5, "objective": 0.5}
+    assert told == {"status": "done", "val_loss": 5.0, "max_vio_late": 0.5, "objective": 0.5, "error": None}
