@@ -112,10 +112,27 @@ def sweep(
 
 
 UNDRAWN = """
-import sys, types
-for name, function in {"figures": "draw_run", "report": "write_report"}.items():
-    module = sys.modules[f"chronomoe.study.{name}"] = types.ModuleType(f"chronomoe.study.{name}")
-    setattr(module, function, lambda run: None)
+import importlib.util, sys
+
+LEFT_OUT = {"chronomoe.study.figures": "draw_run", "chronomoe.study.report": "write_report"}
+
+class Undrawn:
+    def find_spec(self, name, path, target=None):
+        if name not in LEFT_OUT:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        sys.meta_path.insert(0, self)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            setattr(module, LEFT_OUT[name], lambda run: None)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Undrawn())
 """
 """What every process of these sweeps begins with: it leaves out figures and report, as `undrawn` does here."""
 
