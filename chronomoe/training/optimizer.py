@@ -12,7 +12,6 @@ from chronomoe.model.rwkv import LoRA, TimeMix
 from chronomoe.training.adamw import AdamW
 from chronomoe.training.settings import OptimSettings
 
-
 DECAY_LR = 2.0
 """Learning rate of time mixing's decay bias, relative to all others'."""
 
@@ -36,8 +35,8 @@ def lr_factor(step: int, max_steps: int, optim: OptimSettings) -> float:
 def decay_groups(
     parameters: Iterable[nn.Parameter], weight_decay: float, spared: Collection[int] = ()
 ) -> list[dict[str, object]]:
-    """Matrices decay, vectors (norms) do not, nor do those whose `id` is spared. Controller fields are buffers and never
-    get here."""
+    """Matrices decay, vectors (norms) do not, nor do those whose `id` is spared. Controller fields are buffers and
+    never get here."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     decaying = [parameter.dim() > 1 and id(parameter) not in spared for parameter in trainable]
     return [
