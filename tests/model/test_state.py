@@ -84,6 +84,18 @@ def test_a_copy_goes_on_bit_for_bit_and_leaves_the_original_alone(overrides: dic
     assert torch.equal(found_BSD, go_on(model, state, further_BS))
 
 
+@by_copy
+@by_model
+def test_a_copy_shares_no_storage(overrides: dict, copy: Any) -> None:
+    model = hybrid_model(dtype=torch.float32, **overrides)
+    state = read(model, draw_ids(2, 20))
+    before, after = (
+        {t.untyped_storage().data_ptr() for layer in of.layers for t in layer.tensors().values()}
+        for of in (state, copy(state, model))
+    )
+    assert not before & after
+
+
 @by_model
 def test_rows_are_selected_and_reordered(overrides: dict) -> None:
     model, ids_BS, further_BS = hybrid_model(**overrides), draw_ids(3, 20), draw_ids(4, 6, seed=2)
