@@ -27,20 +27,16 @@ def lr_factor(step: int, max_steps: int, optim: OptimSettings) -> float:
     return optim.min_lr_frac + (1.0 - optim.min_lr_frac) * remaining
 
 
-UNDECAYED = ("_lora.", "bonus_HN")
-"""In the names of matrices that do not decay: corrections of a bias, and a vector cut into heads (RWKV-7)."""
-
-
-def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
-    """Of named parameters: matrices decay, vectors (norms) do not. Controller fields are buffers and never get here."""
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
-    for name, parameter in parameters:
-        if parameter.requires_grad:
-            groups[parameter.dim() <= 1 or any(part in name for part in UNDECAYED)].append(parameter)
-    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay, vectors (norms) do not. Controller fields are buffers and never get here."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.dim() > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.dim() <= 1], "weight_decay": 0.0},
+    ]
 
 
 def build_optimizer(model: nn.Module, optim: OptimSettings, *, fused: bool) -> AdamW:
     betas = (optim.betas[0], optim.betas[1])
-    groups = decay_groups(model.named_parameters(), optim.weight_decay)
+    groups = decay_groups(model.parameters(), optim.weight_decay)
     return AdamW(groups, lr=optim.lr, betas=betas, fused=fused)
