@@ -55,7 +55,10 @@ def assemble(
     callbacks: list[L.Callback] = [chronovisor] if chronovisor else []
     callbacks += [telemetry, ProgressBar(telemetry, settings.max_steps)]
     if chronovisor and (config.logger.tensorboard or config.logger.wandb):
-        callbacks.append(RoutingPictures(settings, chronovisor, run_dir, config.logger.pictures_every_steps))
+        every_steps = config.logger.pictures_every_steps
+        callbacks.append(
+            RoutingPictures(settings, chronovisor, run_dir, every_steps=every_steps, tokens_per_step=tokens_per_step)
+        )
     callbacks += [*checkpoint_callbacks(checkpoints, settings), StopWhenAsked(settings, checkpoints / "last.ckpt")]
     from_step = read_checkpoint(Path(config.ckpt_path), mmap=True)["global_step"] if config.ckpt_path else 0
     run_id = f"{config_hash(config)}-{hashlib.sha256(str(run_dir.absolute()).encode()).hexdigest()[:6]}"

@@ -45,6 +45,7 @@ class BeforeRun(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Refuse a multirun as a whole if one of its points is wrong: better now than after the points before it."""
+        overrides: list[str] = []
         try:
             for overrides in points(config):
                 point = parse(compose(config.hydra.job.config_name, overrides))
@@ -52,7 +53,7 @@ class BeforeRun(Callback):
                     point.ckpt_path = None  # each job looks in its own folder
                 preflight(point, config.hydra.sweep.dir, quiet=True)
         except InputError as error:
-            leave(f"{' '.join(overrides)}: {error}", WRONG_INPUT)
+            leave(f"{' '.join(overrides)}: {error}" if overrides else str(error), WRONG_INPUT)
         except (HydraException, OmegaConfBaseException) as error:
             leave(explain(error), WRONG_INPUT)
 
@@ -61,12 +62,14 @@ def points(config: DictConfig) -> Iterator[list[str]]:
     """The overrides of every job of a multirun: the product of its axes, as Hydra's basic sweeper forms it.
 
     Axes that an experiment's file brings (`hydra.sweeper.params`) come first; the command line replaces one of the same
-    key.
+    key. Raises InputError for an interval, of which only a search can draw.
     """
     grid = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     axes: dict[str, list[str]] = {}
     for override in OverridesParser.create().parse_overrides([*grid, *config.hydra.overrides.task]):
         swept = override.is_discrete_sweep()
+        if override.is_sweep_override() and not swept:
+            raise InputError(f"{override.input_line}: a multirun needs single values; search with python sweep.py")
         values = override.sweep_string_iterator() if swept else [override.get_value_element_as_str()]
         axes[override.get_key_element()] = [f"{override.get_key_element()}={value}" for value in values]
     yield from map(list, itertools.product(*axes.values()))

@@ -99,17 +99,18 @@ def parse(cfg: DictConfig) -> TrainConfig:
     return config
 
 
-def settle(cfg: DictConfig) -> Any:
-    """The dataclass a typed config stands for, once every key is known, set, of its type and in its range."""
-    check_keys(cfg)
+def settle(cfg: DictConfig, prefix: str = "") -> Any:
+    """The dataclass a typed config stands for, once every key is known, set, of its type and in its range. `prefix` of
+    its keys, such as `launcher.`, is for the messages."""
+    check_keys(cfg, prefix)
     try:
         settings = OmegaConf.to_object(cfg)
     except MissingMandatoryValue:
-        missing = sorted(OmegaConf.missing_keys(cfg))[0]
+        missing = prefix + sorted(OmegaConf.missing_keys(cfg))[0]
         raise InputError(f"{missing} must be given: add {missing}=… to the command") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{error.full_key!s}: {str(error).splitlines()[0]}") from None
-    for key, value, field in walk(settings):
+    for key, value, field in walk(settings, prefix):
         check_range(key, value, field)
     return settings
 
@@ -189,7 +190,7 @@ def check_keys(cfg: DictConfig, prefix: str = "", root: DictConfig | None = None
     names = {field.name for field in dataclasses.fields(OmegaConf.get_type(cfg))}  # type: ignore[arg-type]
     for name in cfg:
         if name not in names:
-            raise InputError(unknown_key(f"{prefix}{name}", list(known_keys(root))))
+            raise InputError(unknown_key(f"{prefix}{name}", all_keys() if prefix else list(known_keys(root))))
         child = cfg._get_node(name)
         if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
             check_keys(child, f"{prefix}{name}.", root)

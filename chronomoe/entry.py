@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
-from chronomoe.config import all_keys, register, settle, unknown_key
+from chronomoe.config import SCHEMAS, all_keys, register, settle, unknown_key
 from chronomoe.settings import InputError, RunFailed, Stopped
 
 FAILED, WRONG_INPUT, STOPPED = 1, 2, 130
@@ -35,7 +36,7 @@ def guarded(main: Callable[[], Any]) -> None:
         sys.exit(STOPPED)
     except InputError as error:
         leave(str(error), WRONG_INPUT)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         leave(explain(error), WRONG_INPUT)
     except RunFailed as error:
         leave(str(error), FAILED)
@@ -53,11 +54,17 @@ def leave(message: str, code: int) -> None:
 
 
 def explain(error: Exception) -> str:
-    """One line for an error of Hydra or OmegaConf: the key, the fault, and the way out."""
+    """One line for an error of Hydra, OmegaConf or the YAML parser: the key, the fault, and the way out."""
     text, cause = str(error), error.__cause__
     if isinstance(error, OverrideParseException):
         faults = [line for line in text.splitlines() if not line.startswith(("Error parsing", "See "))]
-        return f"'{error.override}' is no override: {faults[0].partition(' expecting')[0]}; write key=value"
+        way = "mend the value, or quote it: key='value'" if "=" in error.override else "write key=value"
+        return f"'{error.override}' is no override: {faults[0].partition(' expecting')[0]}; {way}"
+    if isinstance(error, YAMLError):
+        return unreadable_yaml(error)
+    in_file = re.match(r"In '([^']+)': \w+ raised while composing config:\s*(.*?)\s*full_key: (\S+)", text, re.DOTALL)
+    if in_file:
+        return wrong_in_file(*in_file.groups())
     if isinstance(error, MissingConfigException):
         return unknown_option(text)
     unknown = re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text)
@@ -67,6 +74,31 @@ def explain(error: Exception) -> str:
         key = cause.full_key or text.rsplit(" ", 1)[-1]
         return f"{key}: {str(cause).splitlines()[0]}"
     return " ".join(text.split())
+
+
+def unreadable_yaml(error: YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    way = "join the two" if str(problem).startswith("found duplicate key") else "mend that line"
+    return f"{mark.name}:{mark.line + 1}: {problem}; {way}"
+
+
+def wrong_in_file(file: str, fault: str, key: str) -> str:
+    """What a file of a group, such as `sweep/mine`, says of a key that the schema does not allow."""
+    axis, group = "hydra.sweeper.params.", file.partition("/")[0]
+    if key in (f"{group}.{name}" for name in ("hydra", *SCHEMAS)):
+        fault = f"'{key}' is no setting: begin the file with `# @package _global_`"
+    elif fault.startswith("Key "):
+        fault = unknown_key(key, [*all_keys(), axis.rstrip(".")])
+    elif key.startswith(axis) and "not Optional" in fault:
+        key = key.removeprefix(axis)
+        fault = f"{key}: the axis is empty; give it values, such as {key}: 1,2,3"
+    elif "is not a ListConfig" in fault:
+        fault = f"{key} must be a list, such as [a,b]"
+    else:
+        fault = f"{key}: {fault.splitlines()[0]}"
+    return f"{file}.yaml: {fault}"
 
 
 def unknown_option(text: str) -> str:

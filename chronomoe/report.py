@@ -1,4 +1,4 @@
-"""`python -m chronomoe.report run=<run directory>`, or `runs=<folder of a sweep or of runs>`: figures and `report.html`.
+"""`python -m chronomoe.report run=<run directory>` or `runs=<folder of a sweep or of runs>`: figures and `report.html`.
 
 | argument | writes |
 |---|---|
@@ -16,7 +16,7 @@ from pathlib import Path
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.settings import InputError, setting
 from chronomoe.study.arms import point
-from chronomoe.study.comparison import compare_runs, is_finished
+from chronomoe.study.comparison import Comparison, compare_runs, is_finished
 from chronomoe.study.progress import progress
 from chronomoe.study.run import Run
 from chronomoe.study.shown_arms import words_of
@@ -54,34 +54,49 @@ def report_run(directory: str) -> list[Path]:
 
 
 def report_sweep(folder: Path, settings: ReportSettings) -> list[Path]:
-    """The page and the figures of what is finished below a folder; of a sweep without anything to compare, what is not."""
+    """Page and figures of what is finished below a folder; while there is nothing to compare, a page of what is not."""
     from chronomoe.study.sweep_figures import draw_sweep
     from chronomoe.study.sweep_report import Sweep, write_sweep_report, write_unfinished
 
-    runs = [Run.load(directory) for directory in progress(find_runs(folder), "read", "run")]
-    recorded = read_sweep(folder) or SweepRecord(["chrono"], [], None)
-    baseline = settings.baseline or recorded.baseline
+    runs = open_runs(folder)
     name = str(runs[0].setting("sweep.name") or folder.resolve().name)
-    finished = [run for run in runs if is_finished(run)]
-    unfinished = [run for run in runs if not is_finished(run)]
-    missing = nothing_to_compare(finished, baseline)
-    if missing and unfinished:
-        return [write_unfinished(name, folder, missing, unfinished, finished)]
-    for run in progress(finished, "curves", "run"):
-        _ = run.metrics
-    comparison = compare_runs(
-        runs, axis=settings.axis or recorded.axis, within=settings.within or recorded.within, baseline=baseline
-    )
-    sweep = Sweep.read(name, folder, comparison)
+    missing = nothing_to_compare(runs, None if settings.baseline else recorded_of(folder).baseline)
+    if missing:
+        return [write_unfinished(name, folder, missing, runs)]
+    sweep = Sweep.read(name, folder, compare(runs, folder, settings))
     return [write_sweep_report(sweep), *draw_sweep(sweep)]
 
 
-def nothing_to_compare(finished: Sequence[Run], baseline: str | None) -> str:
+def open_runs(folder: Path) -> list[Run]:
+    return [Run.load(directory) for directory in progress(find_runs(folder), "read", "run")]
+
+
+def recorded_of(folder: Path) -> SweepRecord:
+    """What the sweep says of itself; of a folder that no sweep wrote, that runs differ in their control."""
+    return read_sweep(folder) or SweepRecord(["chrono"], [], None)
+
+
+def compare(runs: Sequence[Run], folder: Path, settings: ReportSettings) -> Comparison:
+    """As the settings say, or else as the sweep recorded."""
+    for run in progress([run for run in runs if is_finished(run)], "curves", "run"):
+        _ = run.metrics  # read when first asked for: here, where there is a bar
+    recorded = recorded_of(folder)
+    return compare_runs(
+        runs,
+        axis=settings.axis or recorded.axis,
+        within=settings.within or recorded.within,
+        baseline=settings.baseline or recorded.baseline,
+    )
+
+
+def nothing_to_compare(runs: Sequence[Run], baseline: str | None) -> str:
     """Why a sweep that goes on cannot be compared yet; empty if it can."""
+    finished = [run for run in runs if is_finished(run)]
     if not finished:
         return "no run is finished"
     wanted = words_of(baseline or "").items()
-    if all(point(run) for run in finished) and not any(wanted <= point(run).items() for run in finished):
+    is_sweep = all(point(run) for run in runs)
+    if len(finished) < len(runs) and is_sweep and not any(wanted <= point(run).items() for run in finished):
         return f"no run of the baseline {baseline} is finished"
     return ""
 

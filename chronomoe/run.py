@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from chronomoe.config import TrainConfig, config_hash, load_config, write_yaml
-from chronomoe.settings import InputError, RunFailed, Stopped
+from chronomoe.settings import InputError, RunFailed
 from chronomoe.study.run import read_json
 from chronomoe.training.launch import is_first_process, launched
 from chronomoe.training.lightning_alone import import_lightning
@@ -114,15 +114,13 @@ def check_installed(logger: LoggerSettings) -> None:
         raise InputError('logger=wandb needs wandb: install it with pip install -e ".[wandb]"')
 
 
-def check_writable(run_dir: Path) -> None:
+def check_writable(run_dir: Path, key: str = "hydra.run.dir") -> None:
     there = next(parent for parent in (run_dir.absolute(), *run_dir.absolute().parents) if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise InputError(
-            f"hydra.run.dir={run_dir}: cannot write in {there} ({error.strerror}); choose another"
-        ) from None
+        raise InputError(f"{key}={run_dir}: cannot write in {there} ({error.strerror}); choose another") from None
 
 
 def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
@@ -146,9 +144,10 @@ def run(config: TrainConfig, run_dir: Path) -> dict[str, Any]:
         with launched(run_dir, config.trainer.devices):
             summary = train(config, run_dir, started)
     except BaseException as error:
-        stopped = isinstance(error, (KeyboardInterrupt, Stopped))
         with suppress(OSError):  # a full disk may be what ended the run
-            write_summary(run_dir, failure_summary(config, error, stopped, time.perf_counter() - started))
+            if is_done(run_dir):
+                raise  # trained and written: only its pictures are missing
+            write_summary(run_dir, failure_summary(config, error, time.perf_counter() - started))
             if isinstance(error, RunFailed):
                 draw(run_dir)  # what led there is worth seeing; a stopped run is waited for, and goes on
         raise
@@ -168,9 +167,10 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     from chronomoe import assembly
     from chronomoe.data.packing import prepare_corpus
     from chronomoe.model.lm import LanguageModel
+    from chronomoe.summary import failure_summary, finished_summary
     from chronomoe.training.allocator import keep_freed_memory
     from chronomoe.training.devices import choose_hardware, processor_cores, settle_for
-    from chronomoe.training.loggers import close_wandb
+    from chronomoe.training.loggers import close_loggers
 
     quiet_lightning()
     hardware = choose_hardware(config.trainer)
@@ -191,16 +191,18 @@ def train(config: TrainConfig, run_dir: Path, started: float) -> dict[str, Any]:
     if not gc.isenabled():  # a command switches it off until here, where everything is loaded that stays to the end
         gc.freeze()
         gc.enable()
-    failed = True
+    loggers, objective = parts.trainer.loggers, config.sweep.objectives[0]
     try:
         parts.trainer.fit(parts.module, parts.data, ckpt_path=config.ckpt_path, weights_only=True)
         parts.trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-        failed = False
-    finally:
-        sync_line = close_wandb(parts.trainer.loggers, failed=failed)
-    if not is_first_process():
-        return {}
-    return report(config, run_dir, parts, corpus, time.perf_counter() - started, sync_line)
+        if not is_first_process():
+            return {}
+        numbers = finished_summary(config, parts, corpus, time.perf_counter() - started)
+    except BaseException as error:
+        with suppress(OSError):  # a full disk may be what ended the run
+            close_loggers(loggers, failure_summary(config, error, time.perf_counter() - started), objective)
+        raise
+    return report(run_dir, numbers, sync_line=close_loggers(loggers, numbers, objective))
 
 
 def build_device(config: TrainConfig) -> str:
@@ -212,13 +214,10 @@ def build_device(config: TrainConfig) -> str:
     return "meta" if too_large else "cpu"
 
 
-def report(
-    config: TrainConfig, run_dir: Path, parts: Any, corpus: Any, wall_seconds: float, sync_line: str | None
-) -> dict[str, Any]:
+def report(run_dir: Path, numbers: dict[str, Any], sync_line: str | None) -> dict[str, Any]:
     """Write summary, figures and report of a finished run, and show the summary."""
     from chronomoe import summary
 
-    numbers = summary.finished_summary(config, parts, corpus, wall_seconds)
     summary.write_summary(run_dir, numbers)
     try:
         draw(run_dir)

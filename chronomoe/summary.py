@@ -32,7 +32,7 @@ from chronomoe.config import TrainConfig, config_hash
 from chronomoe.data.packing import PackedCorpus
 from chronomoe.data.settings import DataSettings
 from chronomoe.model.sizing import size_of
-from chronomoe.settings import InputError, RunFailed
+from chronomoe.settings import InputError, RunFailed, Stopped
 
 if TYPE_CHECKING:
     from chronomoe.assembly import Parts
@@ -75,7 +75,8 @@ def finished_summary(config: TrainConfig, parts: Parts, corpus: PackedCorpus, wa
     }
 
 
-def failure_summary(config: TrainConfig, error: BaseException, stopped: bool, wall_seconds: float) -> dict[str, Any]:
+def failure_summary(config: TrainConfig, error: BaseException, wall_seconds: float) -> dict[str, Any]:
+    stopped = isinstance(error, (KeyboardInterrupt, Stopped))
     reason = "stopped by the user; go on with ckpt_path=last" if stopped else f"{type(error).__name__}: {error}"
     if isinstance(error, (InputError, RunFailed)):
         reason = str(error)

@@ -110,7 +110,7 @@ def write_config(directory: Path, overrides: Mapping[str, str], name: str, num_e
         "chrono": chrono | {"coherence": "entropy", "temperature": temperature},
         "data": {"source": "stdlib"},
         "seed": int(overrides["seed"]),
-        "sweep": {"name": "made", "point": name},
+        "sweep": {"name": directory.parents[1].name, "point": name},
     }
     (directory / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 

@@ -3,7 +3,8 @@
     chunk by chunk: (S_0, tokens of the chunk) -> (outputs, S_C)
 What a chunk needs of its own tokens alone is formed for many chunks at once, and only the state goes from one to the
 next. On a processor "many" is a tile, some chunks of some sequences, that fits its cache; a GPU takes all of them. The
-backward pass is written out: autograd would keep some twenty numbers per channel and token, this keeps four.
+backward pass is written out: beside the inputs it needs three and a half numbers per channel and token (U, the
+inverses, the states between chunks), and its products are exact_products, too.
 
 Axes: B batch, S sequence, H heads, N head width (keys and values), C tokens of a chunk, M chunks, Z = B*H.
 """
@@ -98,7 +99,8 @@ def tiles(shape_BSHN: torch.Size, chunk: int, device: torch.device) -> list[tupl
     batch, length, heads, _ = shape_BSHN
     chunks = -(-length // chunk)
     room = TILE * torch.get_num_threads() // (chunk * heads) if device.type == "cpu" else batch * chunks
-    at_once = min(max(room, 1), chunks)
+    spans = -(-chunks // max(room, 1))
+    at_once = -(-chunks // spans)  # evenly: a last span of one chunk would cost nearly as much as a whole one
     rows = max(room // at_once, 1)
     return [
         (slice(row, row + rows), slice(first * chunk, (first + at_once) * chunk))

@@ -41,6 +41,8 @@ class Documents(NamedTuple):
 
     other_MB1CC: Tensor
     """The two tokens are of different documents."""
+    start_MB1C1: Tensor
+    """A document begins with the token."""
     later_MB1C1: Tensor
     """A document began since the chunk did: the incoming state is gone."""
     ended_MB1C1: Tensor
@@ -48,9 +50,11 @@ class Documents(NamedTuple):
 
 
 def number_documents(starts_BS: Tensor, chunk: int) -> Documents:
-    number_MB1C = in_chunks(starts_BS[..., None, None], chunk)[..., 0].cumsum(dim=-1)
+    start_MB1C = in_chunks(starts_BS[..., None, None], chunk)[..., 0]
+    number_MB1C = start_MB1C.cumsum(dim=-1)
     return Documents(
         number_MB1C[..., :, None] != number_MB1C[..., None, :],
+        start_MB1C[..., None],
         (number_MB1C > 0)[..., None],
         (number_MB1C < number_MB1C[..., -1:])[..., None],
     )
@@ -80,9 +84,11 @@ def form_rows(inputs: Inputs, documents: Documents | None, dtype: torch.dtype) -
     summing = torch.ones(shape[3], shape[3], dtype=dtype, device=log_w.device).tril_()
     if documents is not None:
         summing = summing.masked_fill(documents.other_MB1CC.expand(*shape[:3], -1, -1), 0.0).flatten(0, 2)
-    sum_XCN = summing @ log_w_XCN
-    upto_XCN = sum_XCN.exp()
-    before_XCN, undo_XCN = sum_XCN.sub_(log_w_XCN).exp_(), upto_XCN.reciprocal()
+    upto_XCN = (summing @ log_w_XCN).exp_()
+    undo_XCN = upto_XCN.reciprocal()
+    before_XCN = pad(upto_XCN[:, :-1], (0, 0, 1, 0), value=1.0)  # X is G of the token before
+    if documents is not None:
+        before_XCN.view(shape).masked_fill_(documents.start_MB1C1, 1.0)
     queries_MBHRN, keys_MBHRN = upto_XCN.new_empty(2, *shape[:3], 2 * shape[3], shape[4])
     products = (r, upto_XCN), (a, before_XCN), (k, undo_XCN), (b, undo_XCN)
     outs = *queries_MBHRN.chunk(2, dim=3), *keys_MBHRN.chunk(2, dim=3)
@@ -145,8 +151,9 @@ def run_tile(inputs: Inputs, state_ZNN: Tensor, documents: Documents | None, out
     states_MZNN = state_ZNN.new_empty(chunks + 1, *state_ZNN.shape)
     states_MZNN[0] = state_ZNN
     of_chunk = queries_XRN[:, chunk:], keys_XRN.mT, values_XRN, inverse_XCC, held_XCN, rows.upto_XCN[:, -1, :, None]
-    loop = zip(*(x.unflatten(0, (chunks, -1)) for x in of_chunk), states_MZNN[:-1], states_MZNN[1:], strict=True)
-    for m, (A, K, V, inverse, held, decay, before, after) in enumerate(loop):
+    by_chunk = *(x.unflatten(0, (chunks, -1)) for x in of_chunk), states_MZNN[:-1], states_MZNN[1:]
+    for m in range(chunks):
+        A, K, V, inverse, held, decay, before, after = (x[m] for x in by_chunk)
         V[:, chunk:] = inverse @ torch.baddbmm(held, A, before)  # torch multiplies into a part one matrix at a time
         torch.mul(torch.baddbmm(keep_state(before, documents, m), K, V), decay, out=after)
     o_XCN = pairs_XRR[:, :chunk] @ values_XRN
@@ -184,12 +191,9 @@ def differentiate_tile(
     d_states_MZNN[-1] = d_state_ZNN
     d_sums_MZNN = torch.empty_like(states_MZNN[1:])  # of S_0 + K^T V + D^T U
     of_chunk = seeing_XRN.mT, leaving_XRN, d_values_XRN, inverse_XCC.mT, d_rows_XRN, rows.upto_XCN[:, -1, :, None]
-    loop = zip(
-        *(x.unflatten(0, (chunks, -1)) for x in of_chunk), d_states_MZNN, d_states_MZNN[1:], d_sums_MZNN, strict=False
-    )
-    for m, (seeing, leaving, d_values, inverse, d_rows, decay, d_before, d_after, d_sum) in reversed(
-        [*enumerate(loop)]
-    ):
+    by_chunk = *(x.unflatten(0, (chunks, -1)) for x in of_chunk), d_sums_MZNN, d_states_MZNN[:-1], d_states_MZNN[1:]
+    for m in reversed(range(chunks)):
+        seeing, leaving, d_values, inverse, d_rows, decay, d_sum, d_before, d_after = (x[m] for x in by_chunk)
         torch.mul(d_after, decay, out=d_sum)
         d_values.baddbmm_(leaving, d_sum)
         d_rows[:, chunk:] = inverse @ d_values[:, chunk:]

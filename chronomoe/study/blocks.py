@@ -98,9 +98,12 @@ def figure(chart: Chart) -> str:
     )
 
 
-def selector(label: str, menu: str, options: Mapping[str, str]) -> str:
-    """A menu, from key to text, that switches the views of the charts it is one of the menus of."""
-    entries = "".join(f'<option value="{escape(key)}">{escape(text)}</option>' for key, text in options.items())
+def selector(label: str, menu: str, options: Mapping[str, str], first: str = "") -> str:
+    """A menu, from key to text, that switches the views of the charts it is one of the menus of; `first` is chosen."""
+    entries = "".join(
+        f'<option value="{escape(key)}"{" selected" * (key == first)}>{escape(text)}</option>'
+        for key, text in options.items()
+    )
     choice = f'<select data-menu="{menu}" autocomplete="off">{entries}</select>'
     return f'<label class="selector">{escape(label)} {choice}</label>'
 

@@ -54,6 +54,8 @@ class Chart:
     """The menus whose choices, joined by commas, are the key of the view that is drawn."""
     keys: Sequence[str] = ("",)
     """Of the views."""
+    missing: str = ""
+    """What is said in place of a view that there is none of."""
 
 
 def loss_chart(run: Run) -> Chart | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from chronomoe.study.association import of_changes, of_ends
+from chronomoe.study.association import Association, of_changes, of_ends
 from chronomoe.study.coherence_summary import ArmCoherence, read_coherence, say_part, say_phases
 from chronomoe.study.progress import progress
 from chronomoe.study.shown_arms import ShownArm
@@ -24,7 +24,7 @@ def coherence_table(shown: Sequence[ShownArm]) -> list[str]:
         return []
     panels = [mine.panel for _, mine in found if mine.panel is not None]
     if len(panels) > 1:
-        together = f"<td>{say_part(of_changes(panels))}</td><td>{say_part(of_ends(panels))}</td><td></td>"
+        together = f"<td>{said(of_changes(panels))}</td><td>{said(of_ends(panels))}</td><td></td>"
         rows.append(f'<tr><th scope="row">All arms side by side</th>{together}</tr>')
     heads = ("Arm", "Changes", "At the end", "Phases")
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
@@ -36,6 +36,10 @@ def row(one: ShownArm, found: ArmCoherence) -> str:
     panels = [found.panel] if found.panel is not None else []
     phases = say_phases("", list(found.phases.values())).removeprefix(": ") if found.phases else "too short, or flat"
     return (
-        f'<tr data-arms="{one.index}"><th scope="row">{escape(one.name)}</th><td>{say_part(of_changes(panels))}</td>'
-        f"<td>{say_part(of_ends(panels))}</td><td>{escape(phases)}</td></tr>"
+        f'<tr data-arms="{one.index}"><th scope="row">{escape(one.name)}</th><td>{said(of_changes(panels))}</td>'
+        f"<td>{said(of_ends(panels))}</td><td>{escape(phases)}</td></tr>"
     )
+
+
+def said(found: Association | None) -> str:
+    return escape(say_part(found).replace("-", "−"))

@@ -25,9 +25,7 @@ class Cells(NamedTuple):
     documented: str
 
 
-HEADS = Cells(
-    "Pairs", "Mean", "Difference", "95% interval", "Better in", "Corrected p", "By interval", "Documented rule"
-)
+HEADS = Cells("Pairs", "Mean", "Difference", "95% interval", "Wins", "Corrected p", "By interval", "Documented")
 
 
 def cells(metric: Metric, arm: Arm, baseline: Arm) -> Cells | None:
@@ -38,23 +36,24 @@ def cells(metric: Metric, arm: Arm, baseline: Arm) -> Cells | None:
     mean = format(found.mean, metric.form)
     if arm.is_baseline:
         return Cells(str(found.n), mean, "baseline", "", "", "", "", "")
-    better, documented = rule(metric, found, arm, baseline)
     return Cells(
         pairs=str(found.n),
         mean=mean,
         difference=signed(found.mean_difference, metric.form),
         interval=interval(found, metric.form),
-        wins=f"{better} of {found.n}",
+        wins=f"{found.wins}/{found.n}",
         corrected_p="" if found.corrected_p is None else f"{found.corrected_p:.2g}",
         verdict=by_interval(metric, found),
-        documented=documented,
+        documented=documented(metric, found, arm, baseline),
     )
 
 
-def rule(metric: Metric, found: Effect, arm: Arm, baseline: Arm) -> tuple[int, str]:
-    """Pairs that count as better, and what the documented rule says of so many."""
+def documented(metric: Metric, found: Effect, arm: Arm, baseline: Arm) -> str:
+    """What the documented rule says, and of how many pairs that count as better."""
     said = verdict(arm, baseline) if metric.key == "val_loss" else None
-    return (found.wins, of_share(found.wins / found.n)) if said is None else (said.better, said.documented)
+    if said is None:
+        return f"{of_share(found.wins / found.n)} ({found.wins}/{found.n})"
+    return f"{said.documented} ({said.better}/{said.n})"
 
 
 def by_interval(metric: Metric, found: Effect) -> str:

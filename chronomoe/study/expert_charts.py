@@ -22,12 +22,13 @@ from chronomoe.study.run import Curve, Routing
 from chronomoe.study.series import pool_counts, thin_indices, utilisation, utilisation_top
 from chronomoe.study.shown_arms import ShownArm
 
-USAGE_CELLS, LENS_POINTS = 180_000, 60_000
+USAGE_CELLS, LENS_POINTS = 120_000, 40_000
 """Most that all runs have together: 5 bytes a cell, 11 a point."""
-MOST_LINES = 4_000
-"""Lines of experts in all runs: what bounds the number of runs."""
+MOST_LINES = 960
+"""Lines of experts in all runs, if they are as large as the first: what bounds the number of runs."""
 MOST_BINS = 200
-PATH_POINTS = 60
+PATH_POINTS = 120
+MOST_LABELS = 12
 TIME_MARKS = 5
 
 
@@ -37,17 +38,13 @@ class Recorded(NamedTuple):
 
 
 def read_recorded(shown: Sequence[ShownArm]) -> list[Recorded]:
-    """The arms whose run has a routing record, as many as there is room for, in their order."""
-    recorded: list[Recorded] = []
-    lines = 0
-    for one in shown:
-        if lines >= MOST_LINES:
-            break
-        routing = one.run.routing
-        if routing is not None:
-            recorded.append(Recorded(one, routing))
-            lines += routing.num_layers * routing.num_experts
-    return recorded
+    """The arms whose run has a routing record; if there is no room for all, arms evenly spread."""
+    first = next((one.run.routing for one in shown if one.run.routing is not None), None)
+    if first is None:
+        return []
+    limit = max(2, MOST_LINES // (first.num_layers * first.num_experts))
+    chosen = [shown[index] for index in thin_indices(len(shown), limit)]
+    return [Recorded(one, routing) for one in chosen if (routing := one.run.routing) is not None]
 
 
 def num_layers(recorded: Sequence[Recorded]) -> int:
@@ -68,8 +65,9 @@ def usage_chart(recorded: Sequence[Recorded]) -> Chart:
             views.append(usage_view(packed(mine.edges), shown[:, layer].T, top))
             captions.append(f"{one.name}, seed {one.run.setting('seed')}. {findings.usage(one.run, layer)}.")
     return Chart(
-        name="usage", title="Expert usage over time", captions=captions, views=views, menus=("run", "layer"), keys=keys
-    )
+        name="usage", title="Expert usage over time", captions=captions, views=views, menus=("run", "layer"), keys=keys,
+        missing="This run has no such layer.",
+    )  # fmt: skip
 
 
 def usage_view(edges: View, shown_EB: NDArray[np.float64], top: float) -> View:
@@ -120,7 +118,10 @@ def lens_chart(recorded: Sequence[Recorded]) -> Chart | None:
             keys.append(f"{one.index},{layer}")
             views.append(view(traces, layout))
             captions.append(f"{one.name}, a line an expert. {findings.reach(lens[:, layer])} logits.")
-    return Chart(name="lens", title="Lens", captions=captions, views=views, menus=("run", "layer"), keys=keys)
+    return Chart(
+        name="lens", title="Lens of every expert", captions=captions, views=views, menus=("run", "layer"), keys=keys,
+        missing="This run has no lens, or one that stayed at 0.",
+    )  # fmt: skip
 
 
 def with_lens(recorded: Sequence[Recorded]) -> list[Recorded]:
@@ -151,7 +152,7 @@ def path_chart(number: int, recorded: Sequence[Recorded], is_one_of_many: bool) 
         return None
     shape = f" of {layers} layers × {experts} experts" if is_one_of_many else ""
     caption = (
-        f"From the open mark, where all lenses are 0, to the largest; marks are a quarter of the run apart. "
+        "From their common start to the largest mark; marks are a quarter of the run apart and grow with time. "
         f"{len(recorded)} run{'s' * (len(recorded) > 1)}{shape}, principal components of all of them together."
     )
     return Chart(
@@ -171,28 +172,26 @@ def path_view(recorded: Sequence[Recorded], layer: slice) -> View | None:
         return None
     ends = np.cumsum([len(path) for path in paths])[:-1]
     traces: list[View] = []
+    is_labelled = len(recorded) <= MOST_LABELS
     for (one, _), path in zip(recorded, np.split(found.coordinates_PK, ends), strict=True):
         marks = thin_indices(len(path), TIME_MARKS)
         traces.append({
-            "type": "scatter", "mode": "lines", "name": one.name, "x": packed(path[:, 0]), "y": packed(path[:, 1]),
-            "line": {"color": one.colour, "width": 2, "dash": one.dash}, "hoverinfo": "skip", "showlegend": False,
+            "mode": "lines", "x": packed(path[:, 0]), "y": packed(path[:, 1]),
+            "line": {"color": one.colour, "width": 2, "dash": one.dash}, "hoverinfo": "skip",
             "meta": {"arm": one.index},
         })  # fmt: skip
         traces.append({
-            "type": "scatter", "mode": "markers", "name": one.name,
-            "x": rounded(path[marks, 0]), "y": rounded(path[marks, 1]),
-            "marker": {
-                "color": one.colour, "size": [7, *range(5, 5 + len(marks) - 2), 12][: len(marks)],
-                "symbol": ["circle-open", *["circle"] * (len(marks) - 1)],
-            },
+            "mode": "markers+text", "x": rounded(path[marks, 0]), "y": rounded(path[marks, 1]),
+            "marker": {"color": one.colour, "opacity": 1, "size": [*range(5, 4 + len(marks)), 12]},
+            "text": [*[""] * (len(marks) - 1), one.tick_text if is_labelled else ""],
+            "textposition": "top center", "textfont": {"size": 11, "color": one.colour}, "cliponaxis": False,
             "customdata": [f"{share:.0%}" for share in np.linspace(0, 1, len(marks))],
-            "hovertemplate": "%{fullData.name}<br>%{customdata} of the run<extra></extra>", "showlegend": False,
             "meta": {"arm": one.index},
         })  # fmt: skip
     layout = new_layout(f"PC2 ({found.share_K[1]:.0%} of variance, logits)")
     layout["xaxis"] = axis(f"PC1 ({found.share_K[0]:.0%} of variance, logits)")
-    layout["height"] = 440
-    layout["hovermode"] = "closest"
+    layout |= {"height": 460, "hovermode": "closest", "showlegend": False}
+    layout["meta"] = {"hover": "%{customdata} of the run"}
     return view(traces, layout)
 
 

@@ -34,10 +34,17 @@ if TYPE_CHECKING:
 
 class RoutingPictures(StepEnd):
     def __init__(
-        self, settings: TrainerSettings, chronovisor: ChronovisorCallback, run_dir: Path, every_steps: int
+        self,
+        settings: TrainerSettings,
+        chronovisor: ChronovisorCallback,
+        run_dir: Path,
+        *,
+        every_steps: int,
+        tokens_per_step: int,
     ) -> None:
         super().__init__(settings)
-        self.chronovisor, self.run_dir, self.every_steps = chronovisor, run_dir, every_steps
+        self.chronovisor, self.run_dir = chronovisor, run_dir
+        self.every_steps, self.tokens_per_step = every_steps, tokens_per_step
 
     def at_step_end(self, trainer: L.Trainer, step: int) -> None:
         if trainer.is_global_zero and (step % self.every_steps == 0 or step == trainer.max_steps):
@@ -60,7 +67,8 @@ class RoutingPictures(StepEnd):
 
                 logged: dict[str, Any] = {key: wandb.Image(figure) for key, figure in pictures.items()}
                 logged |= {key: wandb.Histogram(value.tolist()) for key, value in values.items()}
-                logger.experiment.log(logged | {"trainer/global_step": step})
+                axes = {"trainer/global_step": step, "train/tokens": step * self.tokens_per_step}
+                logger.experiment.log(logged | axes)
 
 
 DRAWINGS: dict[str, Callable[[Run], Figure | None]] = {

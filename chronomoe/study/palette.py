@@ -28,13 +28,13 @@ def expert_colours(num_experts: int) -> list[str]:
     return [interpolate(VIRIDIS, index / (num_experts - 1)) for index in range(num_experts)]
 
 
-def arm_styles(num_arms: int, *, ordered: bool) -> list[tuple[str, bool]]:
+def arm_styles(num_arms: int, is_ordered: bool, *, may_dash: bool) -> list[tuple[str, bool]]:
     """Colour, and whether its line is broken, of each arm beside the baseline, which is black.
 
     A ramp if the arms are steps of one number, or too many for hues of their own.
     """
     hues = [colour for colour in EXPERTS if colour != BLACK]
-    if not ordered and num_arms <= 2 * len(hues):
+    if not is_ordered and num_arms <= (2 if may_dash else 1) * len(hues):
         return [(hues[index % len(hues)], index >= len(hues)) for index in range(num_arms)]
     return [(interpolate(VIRIDIS, (index + 1) / num_arms), False) for index in range(num_arms)]
 

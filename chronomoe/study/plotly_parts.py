@@ -49,7 +49,8 @@ def view(traces: Sequence[View], layout: View) -> View:
 def new_layout(ylabel: str, colour: str = SLATE) -> View:
     return {
         "height": 360,
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        # Room for labels: where it has to find room itself, plotly.js may not settle.
+        "margin": {"l": 64, "r": 24, "t": 16, "b": 48},
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": SLATE},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",

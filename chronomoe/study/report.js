@@ -4,7 +4,7 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const charts = page.charts, arms = page.arms || [], metrics = page.metrics || {}, shades = page.shades;
 const options = { responsive: true, displaylogo: false, displayModeBar: false };
 const phone = window.matchMedia("(max-width: 600px)");
-const mostLines = 60, mostBands = 12, mostRows = 60, mostGrids = 6; // beyond these a chart says nothing any more
+const mostLines = 60, mostBands = 12, mostRows = 40, mostGrids = 6; // beyond these a chart says nothing any more
 const paperWidth = 640; // Paper is narrower than most windows, and plotly.js lays out in pixels.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const plotOf = (name) => document.querySelector("#" + name + " .plot");
@@ -21,7 +21,8 @@ function draw(name) {
   const index = chart.keys.indexOf(chart.menus.map((menu) => chosen[menu]).join());
   if (index < 0) {
     Plotly.purge(plotOf(name));
-    caption.textContent = "Nothing was recorded of this choice.";
+    plotOf(name).style.minHeight = "";
+    caption.textContent = chart.missing;
     return;
   }
   const view = chart.views[index], { data, layout, note } = ofShownArms(view);
@@ -37,25 +38,38 @@ function ofShownArms(view) {
   const layout = Object.assign({}, view.layout), isRows = layout.meta && layout.meta.rows;
   const armsOf = (trace) => (trace.meta ? trace.meta.arms || [trace.meta.arm] : []);
   const there = [...new Set(view.data.flatMap(armsOf))].filter((arm) => shown.has(arm)).sort((a, b) => a - b);
-  const drawn = there.slice(0, isRows ? mostRows : mostLines), isDrawn = new Set(drawn);
+  const drawn = spread(there, isRows ? mostRows : mostLines), isDrawn = new Set(drawn);
   const tooMany = there.length > drawn.length, hasBands = drawn.length <= mostBands;
   if (isRows) layoutRows(layout, drawn);
   const data = view.data
     .filter((trace) => !trace.meta || trace.meta.arms || (isDrawn.has(trace.meta.arm) && (hasBands || !trace.meta.band)))
-    .map((trace) => (trace.meta && trace.meta.arms ? pointsOf(trace, isDrawn) : trace));
+    .map((trace) => (!trace.meta ? trace : trace.meta.arms ? pointsOf(trace, drawn) : named(trace, layout.meta)));
   const notes = [
-    tooMany ? "The first " + drawn.length + " of " + there.length + " arms; filters show others." : "",
+    tooMany ? drawn.length + " of " + there.length + " arms, evenly spread; filters show the others." : "",
     !hasBands && view.data.some((trace) => trace.meta && trace.meta.band) ? "Bands appear at " + mostBands + " arms or fewer." : "",
   ];
   return { data, layout, note: notes.join(" ") };
 }
 
-function pointsOf(trace, isDrawn) {
-  const picked = [...trace.meta.arms.keys()].filter((place) => isDrawn.has(trace.meta.arms[place]));
+// At most so many of the values, the first and the last among them.
+function spread(values, limit) {
+  if (values.length <= limit) return values;
+  return [...Array(limit).keys()].map((place) => values[Math.round((place * (values.length - 1)) / (limit - 1))]);
+}
+
+function named(trace, meta) {
+  return Object.assign({ name: arms[trace.meta.arm].name, hovertemplate: "%{fullData.name}<br>" + meta.hover + "<extra></extra>" }, trace);
+}
+
+function pointsOf(trace, drawn) {
+  const picked = [...trace.meta.arms.keys()].filter((place) => drawn.includes(trace.meta.arms[place]));
   const pick = (values) => (Array.isArray(values) ? picked.map((place) => values[place]) : values);
-  const copy = Object.assign({}, trace, { x: pick(trace.x), y: pick(trace.y), customdata: pick(trace.customdata) });
+  const rows = picked.map((place) => drawn.indexOf(trace.meta.arms[place]) + trace.meta.offset);
+  const copy = Object.assign({}, trace, { x: pick(trace.x), y: rows, customdata: pick(trace.customdata) });
   copy.text = picked.map((place) => arms[trace.meta.arms[place]].name);
-  copy.marker = Object.assign({}, trace.marker, { color: pick(trace.marker.color) });
+  copy.marker = Object.assign({}, trace.marker, {
+    color: trace.marker.color || picked.map((place) => arms[trace.meta.arms[place]].colour),
+  });
   if (trace.error_x) {
     const { array, arrayminus } = trace.error_x;
     copy.error_x = Object.assign({}, trace.error_x, { array: pick(array), arrayminus: pick(arrayminus) });
@@ -64,11 +78,12 @@ function pointsOf(trace, isDrawn) {
 }
 
 function layoutRows(layout, drawn) {
-  const ticks = drawn.map((arm) => arms[arm].ticks), keys = drawn.map(String);
-  const lines = Math.max(1, ...ticks.map((tick) => tick.split("<br>").length));
-  const order = { categoryorder: "array", categoryarray: keys, tickmode: "array", tickvals: keys, ticktext: ticks };
-  layout.yaxis = Object.assign({}, layout.yaxis, order);
-  layout.height = 110 + drawn.length * (12 + 16 * lines);
+  const ticks = drawn.map((arm) => arms[arm].ticks), lines = ticks.flatMap((tick) => tick.split("<br>"));
+  const mostLines = Math.max(1, ...ticks.map((tick) => tick.split("<br>").length));
+  const rows = { tickmode: "array", tickvals: [...drawn.keys()], ticktext: ticks, range: [drawn.length - 0.5, -0.5] };
+  layout.yaxis = Object.assign({}, layout.yaxis, rows);
+  layout.margin = Object.assign({}, layout.margin, { l: 14 + 6.9 * Math.max(0, ...lines.map((line) => line.length)) });
+  layout.height = 130 + drawn.length * (13 + 15 * mostLines);
 }
 
 // A chart is drawn when it comes near the window: observing it anew asks at once whether it is.

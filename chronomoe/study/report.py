@@ -64,6 +64,7 @@ def page(
 
     drawn = {
         chart.name: {"menus": chart.menus, "keys": chart.keys, "views": chart.views, "captions": chart.captions}
+        | {"missing": chart.missing}
         for chart in shown
     }
     content = json.dumps({"charts": drawn, **data}, separators=(",", ":"))

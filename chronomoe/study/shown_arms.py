@@ -23,7 +23,7 @@ LONGEST_WORD = 30
 class ShownArm:
     arm: Arm
     index: int
-    """Place in the comparison, by which the page's script knows the arm."""
+    """Place among the shown arms, by which the page's script knows the arm."""
     name: str
     """Its name and stratum in full."""
     ticks: Sequence[str]
@@ -34,18 +34,23 @@ class ShownArm:
     """Key of its name or stratum -> value."""
 
     @property
+    def tick_text(self) -> str:
+        """The label as plotly.js reads it, in which no name becomes markup."""
+        return "<br>".join(map(escape, self.ticks))
+
+    @property
     def run(self) -> Run:
         """The run that stands for the arm where one must: that of its first seed, which arms share if they can."""
         return self.arm.runs[min(self.arm.runs)]
 
 
 def show_arms(comparison: Comparison) -> list[ShownArm]:
-    """An arm has one colour in all strata."""
-    others = list(dict.fromkeys(arm.name for arm in comparison.arms if not arm.is_baseline))
-    styles = dict(zip(others, arm_styles(len(others), ordered=is_ordered(others)), strict=True))
-    strata = comparison.strata
+    """By stratum, the baseline first, then by settings. An arm has one colour in all strata, whose lines differ."""
+    arms, strata = in_order(comparison), comparison.strata
+    others = list(dict.fromkeys(arm.name for arm in arms if not arm.is_baseline))
+    styles = dict(zip(others, arm_styles(len(others), is_ordered(others), may_dash=len(strata) == 1), strict=True))
     shown = []
-    for index, arm in enumerate(comparison.arms):
+    for index, arm in enumerate(arms):
         colour, broken = styles.get(arm.name, (BLACK, False))
         dash = DASHES[strata.index(arm.stratum) % len(DASHES)] if len(strata) > 1 else "dash" if broken else "solid"
         values = words_of(arm.name) | words_of(arm.stratum)
@@ -61,6 +66,20 @@ def show_arms(comparison: Comparison) -> list[ShownArm]:
             )
         )
     return shown
+
+
+def in_order(comparison: Comparison) -> list[Arm]:
+    """Numbers by size, whatever order their runs lie in on the disk; other values stay in the order they have."""
+    words = {id(arm): words_of(arm.name) for arm in comparison.arms}
+    keys = list(dict.fromkeys(key for mine in words.values() for key in mine))
+    values = {key: list(dict.fromkeys(mine[key] for mine in words.values() if key in mine)) for key in keys}
+    ranks = {key: {value: rank for rank, value in enumerate(sort_values(values[key]))} for key in keys}
+
+    def place(arm: Arm) -> tuple[object, ...]:
+        mine = [ranks[key].get(words[id(arm)].get(key, ""), -1) for key in keys]
+        return comparison.strata.index(arm.stratum), not arm.is_baseline, *mine
+
+    return sorted(comparison.arms, key=place)
 
 
 def words_of(name: str) -> dict[str, str]:
@@ -97,14 +116,10 @@ def tick_lines(values: dict[str, str]) -> list[str]:
 
 
 def filters(shown: Sequence[ShownArm]) -> dict[str, list[str]]:
-    """Key -> the values that a reader may choose from, numbers by size; a key with one value is no choice."""
+    """Key -> the values that a reader may choose from, numbers by size; a key of one value is no choice."""
     keys = list(dict.fromkeys(key for one in shown for key in one.values))
     choices = {key: list(dict.fromkeys(one.values[key] for one in shown if key in one.values)) for key in keys}
-    return {
-        key: sort_values(values)
-        for key, values in choices.items()
-        if len(values) > 1 or any(key not in one.values for one in shown)
-    }
+    return {key: sort_values(values) for key, values in choices.items() if len(values) > 1}
 
 
 def sort_values(values: Sequence[str]) -> list[str]:
@@ -120,7 +135,8 @@ def as_json(shown: Sequence[ShownArm]) -> list[dict[str, object]]:
     return [
         {
             "name": one.name,
-            "ticks": "<br>".join(map(escape, one.ticks)),
+            "colour": one.colour,
+            "ticks": one.tick_text,
             "values": one.values,
             "stratum": one.arm.stratum,
             "baseline": one.arm.is_baseline,

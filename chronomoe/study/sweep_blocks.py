@@ -5,23 +5,33 @@ Elements that belong to arms name them (`data-arm`, `data-arms`), so that the pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from chronomoe.study import findings
 from chronomoe.study.comparison import Arm, Comparison
+from chronomoe.study.differences import shortened
 from chronomoe.study.effects_table import HEADS
 from chronomoe.study.heat_map import HeatMap
 from chronomoe.study.measurements import METRICS
 from chronomoe.study.numbers import show
 from chronomoe.study.run import Run
-from chronomoe.study.shown_arms import ShownArm
-from chronomoe.study.sweep_findings import finding
+from chronomoe.study.shown_arms import ShownArm, filters
+from chronomoe.study.sweep_findings import finding, has_effect
 from chronomoe.study.sweep_points import Point, count_status
 
 MOST_POINTS = 200
 MOST_CHIPS = 24
+TALL_ROWS = 30
 LONGEST_ERROR = 2_000
+RULES = (
+    "Difference: mean over pairs of arm minus baseline, runs of one seed being a pair. Wins: pairs that are better. "
+    "Corrected p: sign-flip test, after Holm. By interval: better or worse where the 95% interval leaves out 0, from 3 "
+    "pairs on. Documented: robust if two in three pairs are better, partial from one in three; for the validation loss "
+    "of evaluated runs a pair is better only when specialisation rises too. How often each is wrong: docs/statistics.md"
+    ". Throughput also tells what else the machine did."
+)
 
 
 def header(name: str, folder: str, shown: Sequence[ShownArm], comparison: Comparison, points: Sequence[Point]) -> str:
@@ -34,13 +44,14 @@ def header(name: str, folder: str, shown: Sequence[ShownArm], comparison: Compar
         "Arms": len(shown),
         "Seeds": f"{len(seeds)} ({', '.join(map(str, seeds[:8]))}{', …' * (len(seeds) > 8)})",
         "Baseline": comparison.baseline,
-        "Axis": ", ".join(comparison.axis),
+        "Swept": ", ".join(f"{key} ({len(values)} values)" for key, values in filters(shown).items()),
+        "Axis": ", ".join(shortened(comparison.axis)),
         "Compared within": ", ".join(comparison.within) or None,
         "Model": several(findings.shape(run) for run in runs),
         "Data": several(findings.data(run) for run in runs),
         "Steps": several(show(run.summary.get("steps")) for run in runs),
     }
-    balance = finding("max_vio_late", shown, comparison.baseline) + "." if has(shown, "max_vio_late") else ""
+    balance = finding("max_vio_late", shown, comparison.baseline) + "." if has_effect(shown, "max_vio_late") else ""
     return (
         f'<header><p class="eyebrow">chronomoe sweep <code>{escape(folder)}</code></p><h1>{escape(name)}</h1>'
         f'<p class="finding">{escape(finding("val_loss", shown, comparison.baseline))}.</p>'
@@ -57,11 +68,6 @@ def several(values: Iterable[str]) -> str:
     return "; ".join(dict.fromkeys(values))
 
 
-def has(shown: Sequence[ShownArm], key: str) -> bool:
-    """Whether an arm beside the baselines has an effect on a metric."""
-    return any(key in one.arm.effects and not one.arm.is_baseline for one in shown)
-
-
 def without_comparison(name: str, folder: str, reason: str, points: Sequence[Point], done: Sequence[Run]) -> str:
     """The header of a sweep that has nothing to compare yet."""
     facts = {"Runs": ", ".join(filter(None, [f"{len(done)} done" if done else "", count_status(points)]))}
@@ -76,15 +82,15 @@ def notes(comparison: Comparison) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def filter_bar(filters: Mapping[str, Sequence[str]], shown: Sequence[ShownArm], metrics: Sequence[str]) -> str:
+def filter_bar(shown: Sequence[ShownArm], metrics: Sequence[str]) -> str:
     """A menu a setting that arms are told apart by, the menu of metrics, and how many arms are shown."""
-    menus = [filter_menu(key, values, shown) for key, values in filters.items()]
+    menus = [filter_menu(key, values, shown) for key, values in filters(shown).items()]
+    clear = '<button type="button" class="clear">Show all</button>' if menus else ""
     options = "".join(f'<option value="{key}">{escape(METRICS[key].label)}</option>' for key in metrics)
     if metrics:
         menus.append(f'<label>Metric <select data-menu="metric" autocomplete="off">{options}</select></label>')
     count = f'<output class="count" aria-live="polite">{len(shown)} of {len(shown)} arms shown</output>'
-    clear = '<button type="button" class="clear">Show all</button>' if filters else ""
-    return f'<form class="filters" aria-label="Filters" onsubmit="return false">{"".join(menus)}{clear}{count}</form>'
+    return f'<div class="filters" role="group" aria-label="Filters">{"".join(menus)}{clear}{count}</div>'
 
 
 def filter_menu(key: str, values: Sequence[str], shown: Sequence[ShownArm]) -> str:
@@ -126,24 +132,24 @@ def chip(name: str, members: Sequence[ShownArm], colour: str, dash: str) -> str:
     return f'<li class="{dash}" style="{style}" data-arms="{indices}">{escape(name)}{baseline}</li>'
 
 
-def verdict_table(shown: Sequence[ShownArm], texts: Sequence[Sequence[str] | None], strata: Sequence[str]) -> str:
+def verdict_table(shown: Sequence[ShownArm], texts: Sequence[Sequence[str] | None]) -> str:
     """A row an arm; `texts` are those of the metric that is shown first."""
-    heads = [sort_head("Arm")] + ([sort_head("Stratum")] if len(strata) > 1 else [])
-    heads += [sort_head(text, is_value=place < 6) for place, text in enumerate(HEADS)]
+    heads = [sort_head("Arm")] + [sort_head(text, is_value=place < 6) for place, text in enumerate(HEADS)]
     rows = []
     for one, mine in zip(shown, texts, strict=True):
-        stratum = f'<td class="stratum">{escape(one.arm.stratum)}</td>' if len(strata) > 1 else ""
+        stratum = f"<small>{breakable(one.arm.stratum)}</small>" if one.arm.stratum else ""
         cells = "".join(
             f'<td{" class=value" * (place < 6)} data-label="{label}" data-text="{text}">{text}</td>'
             for place, (label, text) in enumerate(zip(HEADS, mine or [""] * len(HEADS), strict=True))
         )
         rows.append(
             f'<tr data-arm="{one.index}"{" hidden" * (mine is None)}><th scope="row">'
-            f'<i style="--colour:{one.colour}"></i>{escape(one.arm.name)}</th>{stratum}{cells}</tr>'
+            f'<i style="--colour:{one.colour}"></i>{breakable(one.arm.name)}{stratum}</th>{cells}</tr>'
         )
+    tall = " tall" * (len(rows) > TALL_ROWS)
     return (
-        f'<div class="scroll"><table class="verdicts"><thead><tr>{"".join(heads)}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f'<div class="scroll{tall}"><table class="verdicts"><thead><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div><p class='provenance'>{RULES}</p>"
     )
 
 
@@ -157,8 +163,8 @@ def heat_map_tables(maps: Sequence[HeatMap]) -> list[str]:
     if not maps:
         return []
     ramp = (
-        '<p class="ramp">better by <span class="largest"></span> <i></i> worse by as much; '
-        '<span class="unclear swatch"></span> hatched: the 95% interval includes 0</p>'
+        '<p class="ramp"><span>better by <span class="largest"></span></span><i></i><span>worse by as much</span>'
+        '<span><span class="unclear swatch"></span> hatched: the 95% interval includes 0</span></p>'
     )
     tables = [heat_map_table(one) for one in maps]
     return [ramp, *tables, '<p class="more-grids" hidden>Only the first tables are shown; filters show others.</p>']
@@ -175,9 +181,14 @@ def heat_map_table(one: HeatMap) -> str:
     where = f"<caption>{escape(one.where)}</caption>" if one.where else ""
     return (
         f'<div class="scroll grid"><table class="heat">{where}<thead><tr><th></th>'
-        f'<th scope="colgroup" colspan="{len(one.columns)}">{escape(one.column_key)}</th></tr>'
-        f'<tr><th scope="col">{escape(one.row_key)}</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<th scope="colgroup" colspan="{len(one.columns)}">{breakable(one.column_key)}</th></tr>'
+        f'<tr><th scope="col">{breakable(one.row_key)}</th>{columns}</tr></thead><tbody>{rows}</tbody></table></div>'
     )
+
+
+def breakable(key: str) -> str:
+    """Keys that may be broken after their dots and underscores; numbers stay whole."""
+    return re.sub(r"([._])(?=[A-Za-z])", r"\1<wbr>", escape(key))
 
 
 def settings_table(shown: Sequence[ShownArm], baselines: Mapping[str, Arm]) -> str:
@@ -214,11 +225,8 @@ def points_table(points: Sequence[Point]) -> str:
     )
     head = "".join(f'<th scope="col">{text}</th>' for text in ("Point", "Status", "Directory", "Error"))
     rest = f"<p>And {len(points) - MOST_POINTS} more.</p>" if len(points) > MOST_POINTS else ""
-    return (
-        f'<div class="scroll"><table class="points"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{rest}'
-        if points
-        else ""
-    )
+    table = f'<table class="points"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+    return f'<div class="scroll">{table}</div>{rest}' if points else ""
 
 
 def error(text: str) -> str:

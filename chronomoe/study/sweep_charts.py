@@ -1,8 +1,9 @@
 """The interactive charts of a sweep: paired differences, learning curves, specialisation.
 
 Every trace names the arms it shows (`meta.arm`, or `meta.arms` point by point), so that the page's script can leave out
-those that a reader filters away. Where rows are arms, `layout.meta.rows` has the script write their labels and fit the
-height.
+those that a reader filters away. The script gives traces the name and, where they have none, the colour of their arm:
+a thousand arms would say it a thousand times in every chart. Where rows are arms, `layout.meta.rows` has it write their
+labels and fit the height.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from chronomoe.study.charts import Chart
 from chronomoe.study.comparison import Arm
 from chronomoe.study.measurements import METRICS
 from chronomoe.study.palette import BLACK, BLUE, GREEN, PALE_GREY, SLATE, VERMILION
-from chronomoe.study.plotly_parts import View, axis, line, new_layout, packed, rounded, translucent, view
-from chronomoe.study.run import Curve
+from chronomoe.study.plotly_parts import View, axis, new_layout, packed, rounded, translucent, view
 from chronomoe.study.shown_arms import ShownArm
 from chronomoe.study.specialisation import Specialisation
 from chronomoe.study.sweep_curves import DIFFERENCE, Bands, Kind
-from chronomoe.study.sweep_findings import finding, told_apart
+from chronomoe.study.sweep_findings import finding, has_effect, told_apart
+
+MARKS = "Large marks: mean of the pairs with its 95% interval; small ones: each pair."
 
 
 def forest_chart(shown: Sequence[ShownArm], baselines: Mapping[str, Arm], baseline: str) -> Chart | None:
     """Paired differences, a row an arm and a view a metric; None without an arm beside the baselines."""
-    keys = [key for key in METRICS if any(key in one.arm.effects and not one.arm.is_baseline for one in shown)]
+    keys = [key for key in METRICS if has_effect(shown, key)]
     if not keys:
         return None
     return Chart(
         name="forest",
         title="Paired differences",
-        captions=[f"{finding(key, shown, baseline)}. {told_apart(key, shown)}" for key in keys],
+        captions=[f"{finding(key, shown, baseline)}. {told_apart(key, shown)} {MARKS}" for key in keys],
         views=[forest_view(key, shown, baselines, baseline) for key in keys],
         menus=("metric",),
         keys=keys,
@@ -49,12 +51,12 @@ def forest_view(key: str, shown: Sequence[ShownArm], baselines: Mapping[str, Arm
         for seed, value in one.arm.values[key].items()
         if seed in baselines[one.arm.stratum].values[key]
     ]
-    dots = row_points([one for one, _, _ in pairs], [difference for _, _, difference in pairs], "each pair")
-    dots["marker"] = {"color": [one.colour for one, _, _ in pairs], "size": 5, "opacity": 0.45}
+    dots = row_points([one for one, _, _ in pairs], [difference for _, _, difference in pairs], offset=0.27)
+    dots["marker"] = {"size": 5, "opacity": 0.45}
     dots["customdata"] = [seed for _, seed, _ in pairs]
     dots["hovertemplate"] = "%{text}<br>seed %{customdata}: %{x:+.4g}<extra></extra>"
-    means = row_points(rows, [found.mean_difference for found in effects], "mean of the pairs, 95% interval")
-    means["marker"] = {"color": [one.colour for one in rows], "size": 10, "line": {"color": "#fff", "width": 1}}
+    means = row_points(rows, [found.mean_difference for found in effects])
+    means["marker"] = {"size": 10, "line": {"color": "#fff", "width": 1}}
     means["error_x"] = {
         "type": "data",
         "symmetric": False,
@@ -67,32 +69,32 @@ def forest_view(key: str, shown: Sequence[ShownArm], baselines: Mapping[str, Arm
     means["hovertemplate"] = "%{text}<br>%{x:+.4g} (+%{error_x.array:.2g}, −%{error_x.arrayminus:.2g})<extra></extra>"
     better = "higher" if metric.higher_is_better else "lower"
     return view(
-        [dots, means], row_layout(f"{metric.label} minus that of {baseline} ({metric.unit}; {better} is better)")
+        [dots, means], row_layout(f"{metric.label} minus that of {baseline}<br>({metric.unit}; {better} is better)")
     )
 
 
-def row_points(rows: Sequence[ShownArm], values: Sequence[float], name: str) -> View:
-    """Marks in the rows of arms."""
+def row_points(rows: Sequence[ShownArm], values: Sequence[float], name: str = "", offset: float = 0) -> View:
+    """Marks in the rows of arms, or below by a share of a row's height."""
     return {
         "type": "scatter",
         "mode": "markers",
         "name": name,
+        "showlegend": bool(name),
         "x": rounded(values),
-        "y": [str(one.index) for one in rows],
-        "meta": {"arms": [one.index for one in rows]},
+        "meta": {"arms": [one.index for one in rows], "offset": offset},
     }
 
 
 def row_layout(xlabel: str) -> View:
     layout = new_layout("")
-    layout["xaxis"] = axis(xlabel) | {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1.5, "nticks": 7}
-    layout["yaxis"] = {
-        "type": "category",
-        "automargin": True,
-        "autorange": "reversed",
-        "gridcolor": "#E4E7EB",
-        "tickfont": {"size": 12},
+    layout["xaxis"] = axis(xlabel) | {
+        "zeroline": True,
+        "zerolinecolor": BLACK,
+        "zerolinewidth": 1.5,
+        "nticks": 6,
+        "tickangle": 0,
     }
+    layout["yaxis"] = {"gridcolor": "#E4E7EB", "zeroline": False, "tickfont": {"size": 12}}
     layout["hovermode"] = "closest"
     layout["meta"] = {"rows": True}
     return layout
@@ -110,10 +112,10 @@ def curve_chart(shown: Sequence[ShownArm], kind: Kind, bands: Bands, baseline: s
             traces += band_traces(one, bands[one.index])
     layout = new_layout(kind.unit)
     layout["xaxis"] = axis("tokens trained on") | {"tickformat": "~s", "rangemode": "tozero"}
-    layout["hovermode"] = "closest"
-    layout["height"] = 340
+    layout |= {"hovermode": "closest", "height": 340, "showlegend": False}
+    layout["meta"] = {"hover": "%{x:.3s} tokens: %{y:.4g}"}
     if kind.is_log and all((band.mean > 0).all() for band in bands.values()):
-        layout["yaxis"] |= {"type": "log", "dtick": 1, "minor": {"showgrid": True, "gridcolor": "#F1F3F5"}}
+        layout["yaxis"] |= {"type": "log", "dtick": "D2", "minor": {"showgrid": True, "gridcolor": "#F1F3F5"}}
     if kind is DIFFERENCE:
         layout["yaxis"] |= {"zeroline": True, "zerolinecolor": BLACK, "zerolinewidth": 1.5}
     return Chart(
@@ -124,22 +126,16 @@ def curve_chart(shown: Sequence[ShownArm], kind: Kind, bands: Bands, baseline: s
 
 def band_traces(one: ShownArm, band: Band) -> list[View]:
     """The band first, so that lines lie above it."""
-    mean = line(
-        Curve(band.tokens, band.mean),
-        one.name,
-        one.colour,
-        dash=one.dash,
-        width=2.5 if one.arm.is_baseline else 2,
-        showlegend=False,
-    )
-    mean |= {
+    mean: View = {
+        "mode": "lines",
+        "x": packed(band.tokens.astype(np.int64)),
+        "y": packed(band.mean),
+        "line": {"color": one.colour, "width": 2.5 if one.arm.is_baseline else 2, "dash": one.dash},
         "meta": {"arm": one.index},
-        "hovertemplate": "%{fullData.name}<br>%{x:.3s} tokens: %{y:.4g}<extra></extra>",
     }
     if band.seeds == 1:
         return [mean]
     area = {
-        "type": "scatter",
         "mode": "lines",
         "x": packed(np.concatenate([band.tokens, band.tokens[::-1]])),
         "y": packed(np.concatenate([band.low, band.high[::-1]])),
@@ -147,7 +143,6 @@ def band_traces(one: ShownArm, band: Band) -> list[View]:
         "fill": "toself",
         "fillcolor": translucent(one.colour),
         "hoverinfo": "skip",
-        "showlegend": False,
         "meta": {"arm": one.index, "band": True},
     }
     return [area, mean]
@@ -196,16 +191,14 @@ def specialisation_chart(shown: Sequence[ShownArm], found: Mapping[int, Speciali
             traces.append(trace)
     for trace in traces:
         trace["hovertemplate"] = f"%{{text}}<br>{trace['name']}: %{{x:.4f}}<extra></extra>"
-        trace["showlegend"] = True
     beyond, layers = (sum(getattr(mine, part) for mine in read) for part in ("beyond_chance", "layers"))
     caption = (
         f"Beyond the permutation null (0) with p ≤ 0.05 in {beyond} of {layers} layers of evaluated runs. "
         "Mean over layers and seeds, 95% interval over seeds."
     )
-    layout = row_layout("what an expert tells about the domain, debiased (0 = chance, 1 = everything)")
+    layout = row_layout("what an expert tells about the domain<br>(debiased: 0 = chance, 1 = everything)")
     layout["xaxis"] |= {"zerolinecolor": PALE_GREY}
     layout["shapes"] = [chance_line()]
-    layout["margin"] = layout["margin"] | {"t": 40}
     return Chart(
         name="specialisation",
         title="Specialisation by domain, with its nulls",

@@ -15,9 +15,9 @@ from chronomoe.study.run import Run
 from chronomoe.study.series import smooth, smoothing_window
 from chronomoe.study.shown_arms import ShownArm
 
-CURVE_POINTS = 24_000
+CURVE_POINTS = 10_000
 """Most that all curves of one kind have together."""
-MOST_POINTS, FEWEST_POINTS = 120, 12
+MOST_POINTS, FEWEST_POINTS = 120, 10
 
 
 class Kind(NamedTuple):

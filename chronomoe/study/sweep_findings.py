@@ -17,20 +17,26 @@ def best(metric: Metric, shown: Sequence[ShownArm]) -> ShownArm | None:
 
 
 def finding(key: str, shown: Sequence[ShownArm], baseline: str) -> str:
-    """`Lowest validation loss of 5 arms: ..., -0.03 nats/token against ...`."""
+    """`Lowest validation loss against off, of 5 arms: ..., −0.03 nats/token (95% interval ..., 5 pairs)`."""
     metric = METRICS[key]
     chosen = best(metric, shown)
     if chosen is None:
         return f"{metric.label}: no arm has a pair with {baseline}"
     found = chosen.arm.effects[key]
     arms = sum(key in one.arm.effects and not one.arm.is_baseline for one in shown)
-    which = f"{'Highest' if metric.higher_is_better else 'Lowest'} {lower_first(metric.label)}"
-    which += f" of {arms} arms" if arms > 1 else ""
+    which = f"{'Highest' if metric.higher_is_better else 'Lowest'} {lower_first(metric.label)} against {baseline}"
+    which += f", of {arms} arms" if arms > 1 else ""
+    where = f" within {chosen.arm.stratum}" if chosen.arm.stratum else ""
     pairs = f"{found.n} pairs" if found.n > 1 else "1 pair"
     return (
-        f"{which}: {chosen.name}, {signed(found.mean_difference, metric.form)} {metric.unit} against {baseline} "
+        f"{which}: {chosen.arm.name}{where}, {signed(found.mean_difference, metric.form)} {metric.unit} "
         f"(95% interval {interval(found, metric.form)}, {pairs})"
     )
+
+
+def has_effect(shown: Sequence[ShownArm], key: str) -> bool:
+    """Whether an arm beside the baselines has a pair."""
+    return any(key in one.arm.effects and not one.arm.is_baseline for one in shown)
 
 
 def told_apart(key: str, shown: Sequence[ShownArm]) -> str:

@@ -1,6 +1,6 @@
 """The points of a sweep that have no finished run: failed, still going on, or not begun.
 
-A run below the folder speaks for itself; `results.csv`, where a sweep wrote one, knows the points without a run as well.
+A run below the folder speaks for itself; `results.csv`, where a sweep wrote one, knows the points without a run too.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 from chronomoe.study import blocks, sweep_blocks
 from chronomoe.study.charts import Chart, layer_keys
 from chronomoe.study.coherence_block import coherence_table
-from chronomoe.study.comparison import Arm, Comparison
+from chronomoe.study.comparison import Arm, Comparison, is_finished
 from chronomoe.study.effects_table import cells, is_unclear
 from chronomoe.study.expert_charts import Recorded, lens_chart, num_layers, path_charts, read_recorded, usage_chart
 from chronomoe.study.heat_map import HeatMap, heat_maps
@@ -22,7 +22,7 @@ from chronomoe.study.palette import DIFFERENCE
 from chronomoe.study.progress import progress
 from chronomoe.study.report import page
 from chronomoe.study.run import Run
-from chronomoe.study.shown_arms import ShownArm, as_json, filters, show_arms, words_of
+from chronomoe.study.shown_arms import ShownArm, as_json, show_arms, words_of
 from chronomoe.study.specialisation import Specialisation, read_specialisation
 from chronomoe.study.sweep_charts import curve_charts, forest_chart, specialisation_chart
 from chronomoe.study.sweep_curves import Bands, Kind, read_bands
@@ -78,8 +78,10 @@ def write_sweep_report(sweep: Sweep) -> Path:
     return path
 
 
-def write_unfinished(name: str, folder: Path, reason: str, unfinished: Sequence[Run], finished: Sequence[Run]) -> Path:
+def write_unfinished(name: str, folder: Path, reason: str, runs: Sequence[Run]) -> Path:
     """The page of a sweep that has nothing to compare yet."""
+    finished = [run for run in runs if is_finished(run)]
+    unfinished = [run for run in runs if not is_finished(run)]
     points = unfinished_points(folder, unfinished, finished)
     body = [
         sweep_blocks.without_comparison(name, str(folder), reason, points, finished),
@@ -102,8 +104,8 @@ def render_sweep(sweep: Sweep) -> str:
     body = [
         sweep_blocks.header(sweep.name, str(sweep.folder), shown, comparison, sweep.points),
         sweep_blocks.notes(comparison),
-        sweep_blocks.filter_bar(filters(shown), shown, sweep.metrics),
-        blocks.section("Verdicts", *([sweep_blocks.verdict_table(shown, first, strata)] if first else [])),
+        sweep_blocks.filter_bar(shown, sweep.metrics),
+        blocks.section("Verdicts", *([sweep_blocks.verdict_table(shown, first)] if first else [])),
         blocks.section("Differences to the baseline", *([blocks.figure(forest)] if forest else [])),
         blocks.section("Two settings at a time", *sweep_blocks.heat_map_tables(sweep.maps)),
         blocks.section("Learning curves", *curve_parts(curves, sweep)),
@@ -120,7 +122,7 @@ def render_sweep(sweep: Sweep) -> str:
 
 
 def metric_table(sweep: Sweep) -> dict[str, dict[str, Any]]:
-    """Metric -> what the page's script says of each arm: the texts of its cells, its difference and if that is clear."""
+    """Metric -> what the page's script says of each arm: the texts of its cells, its difference, if that is unclear."""
     table: dict[str, dict[str, Any]] = {}
     for key in sweep.metrics:
         metric = METRICS[key]
@@ -158,7 +160,8 @@ def expert_parts(charts: Sequence[Chart], recorded: Sequence[Recorded]) -> list[
     usage, *lens = charts
     runs = {str(one.index): one.name for one, _ in recorded}
     layers = {key: f"MoE layer {key}" for key in layer_keys(num_layers(recorded))}
-    menus = blocks.selector("Run", "run", runs) + blocks.selector("Layer", "layer", layers)
+    first = lens[0].keys[0].split(",")[0] if lens else ""
+    menus = blocks.selector("Run", "run", runs, first) + blocks.selector("Layer", "layer", layers)
     legend = blocks.expert_legend(max(routing.num_experts for _, routing in recorded)) if lens else ""
     return [f'<div class="menus">{menus}</div>', blocks.figure(usage), legend, *map(blocks.figure, lens)]
 

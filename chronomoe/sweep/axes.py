@@ -10,8 +10,9 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString, Sweep
+from hydra.core.override_parser.types import IntervalSweep, Override, QuotedString
 
 from chronomoe.settings import InputError
 
@@ -47,6 +48,8 @@ def read_axes(params: Mapping[str, Any], command_line: Sequence[str]) -> tuple[l
     fixed = [override for override in typed if not is_axis(override)]
     for override in fixed:
         if plain(override.key_or_group) in axes:  # an axis of one value keeps its place in the points' names
+            if override.value() == "":
+                raise InputError(f"{override.input_line} leaves the axis empty; give it values, or leave it out")
             axes[plain(override.key_or_group)] = axis_of(override)
     axes |= {plain(axis.key): axis for axis in typed_axes}
     return list(axes.values()), [
@@ -64,7 +67,10 @@ def read_params(params: Mapping[str, Any]) -> list[Axis]:
 
 
 def read_overrides(overrides: Sequence[str]) -> list[Override]:
-    return list(OverridesParser.create().parse_overrides(list(overrides)))
+    """Hydra's configs, where they are known, say what `glob(…)` stands for."""
+    known = GlobalHydra.instance()
+    parser = OverridesParser.create(config_loader=known.config_loader() if known.is_initialized() else None)
+    return list(parser.parse_overrides(list(overrides)))
 
 
 def is_axis(override: Override) -> bool:
@@ -131,10 +137,7 @@ def distribution(axis: Axis) -> BaseDistribution:
 
 def choices_of(axis: Axis) -> list[Any]:
     """The values as numbers where they are numbers, so that plots can order them; else as they are written."""
-    sweep = axis.override.value()
-    if not isinstance(sweep, Sweep):
-        return [simple(sweep, axis.values[0])]
-    return [simple(value, text) for value, text in zip(axis.override.sweep_iterator(), axis.values, strict=True)]
+    return [simple(read_overrides([f"{axis.key}={text}"])[0]._value, text) for text in axis.values]
 
 
 def simple(value: Any, text: str) -> Any:

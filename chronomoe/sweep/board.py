@@ -6,7 +6,7 @@ results.csv: overrides, one column an axis, status, run_dir, every number of the
 from __future__ import annotations
 
 import csv
-import os
+import io
 import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from chronomoe.study.measurements import METRICS
 from chronomoe.sweep.launcher import Job
 from chronomoe.sweep.points import Point
+from chronomoe.sweep.record import write_whole
 from chronomoe.sweep.state import DONE, FAILED, PRUNED, RUNNING, WAITING
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class Entry:
     """One point and what is known of it."""
 
     point: Point
+    number: int = 0
+    """Its place in the table: of the grid, or of the search's trial."""
     status: str = WAITING
     summary: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -80,15 +83,14 @@ class Board:
 
 def write_results(board: Board, path: Path) -> None:
     """Replace `results.csv` by the board as it stands."""
-    rows = [row_of(entry, board.axes) for entry in board.entries]
+    rows = [row_of(entry, board.axes) for entry in sorted(board.entries, key=lambda entry: entry.number)]
     numbers = dict.fromkeys(key for row in rows for key in row)
     columns = [*(key for key in numbers if key != "error"), "error"]
-    unfinished = path.with_suffix(".csv.tmp")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(unfinished, path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def row_of(entry: Entry, axes: Iterable[str]) -> dict[str, Any]:

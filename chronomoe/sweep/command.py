@@ -6,6 +6,7 @@ What a sweep leaves in `outputs/sweeps/<name>/`: `results.csv`, `runs/<hash of t
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 import time
@@ -22,13 +23,14 @@ from chronomoe.config import TrainConfig, settle
 from chronomoe.run import check_writable, preflight
 from chronomoe.settings import InputError, RunFailed
 from chronomoe.study.measurements import METRICS
-from chronomoe.sweep.axes import Axis, grid, plain, read_axes
+from chronomoe.sweep.axes import Axis, distribution, grid, is_axis, plain, read_axes, read_overrides
 from chronomoe.sweep.help import help_text
 from chronomoe.sweep.points import Composer, Point, beside, for_arm, varying, without_repeats
-from chronomoe.sweep.record import record_of, write_record
+from chronomoe.sweep.record import check_folder, record_of, write_record
 from chronomoe.sweep.settings import LauncherSettings, SweepSettings
 from chronomoe.sweep.state import FAILED
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NEEDED = ("optuna", "submitit", "rich")
 OBJECTIVES = [key for key, metric in METRICS.items() if metric.group not in ("specialisation", "stability")]
 """What is compared and stands in the summary, where a search can read it as soon as a point ends."""
@@ -42,9 +44,18 @@ def main(arguments: Sequence[str]) -> None:
     if missing:
         raise InputError(f'python sweep.py needs {", ".join(missing)}: install with pip install -e ".[sweep]"')
     launching = [text for text in arguments if plain(text.partition("=")[0]).partition(".")[0] == "launcher"]
+    for override in read_overrides(launching):
+        if is_axis(override):
+            raise InputError(f"{override.input_line} cannot be an axis: one launcher starts all points")
     overrides = [text for text in arguments if text not in launching]
     with Composer() as composer:
-        conduct(composer, overrides, compose_launcher(launching))
+        try:
+            conduct(composer, overrides, compose_launcher(launching))
+        except OSError as error:
+            if error.errno not in DISK_IS_FULL:
+                raise
+            place = error.filename or "the folder of the sweep"
+            raise RunFailed(f"{place}: {error.strerror}; make room, then the same command goes on") from None
 
 
 def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: LauncherSettings) -> None:
@@ -58,19 +69,20 @@ def conduct(composer: Composer, overrides: Sequence[str], launcher_settings: Lau
 
     shared, axes, fixed = read_sweep(composer, overrides)
     settings, folder = shared.sweep, Path(shared.sweep.dir) / str(shared.sweep.name)
-    check_writable(folder)
+    check_writable(folder, "sweep.dir")
     make_point = partial(composer.point, fixed, folder=folder)
     points: list[Point] = []
     if settings.sampler == "grid":
         points = grid_points(composer, fixed, axes, settings, folder)
     here = launcher_settings.kind != "slurm"
     check_points(points or [Point(overrides=[], config=shared, run_dir=folder)], folder, here)
+    record = record_of(shared, axes, varying(points))
+    check_folder(folder, record)
     # A folder for each start: submitit names files after process numbers, which come again.
     launcher = Launcher(launcher_settings, folder / "jobs" / time.strftime("%Y-%m-%d_%H-%M-%S"), shared)
-    folder.mkdir(parents=True, exist_ok=True)
-    record = record_of(shared, axes, varying(points))
-    write_record(folder, record)
     trials = Trials(settings, folder, axes, record)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_record(folder, record)
     board = Board(
         name=str(settings.name),
         objectives=settings.objectives,
@@ -104,7 +116,7 @@ def read_sweep(composer: Composer, overrides: Sequence[str]) -> tuple[TrainConfi
 
 def compose_launcher(overrides: Sequence[str]) -> LauncherSettings:
     composed = compose("launch", list(overrides))
-    settings = settle(composed.launcher)
+    settings = settle(composed.launcher, "launcher.")
     assert isinstance(settings, LauncherSettings)
     return settings
 
@@ -149,19 +161,25 @@ def check_sweep(shared: TrainConfig, axes: Sequence[Axis]) -> None:
         raise InputError(
             "there is nothing to sweep: name a sweep (sweep=pressure_scale) or an axis (chrono.gamma=0,0.1)"
         )
-    if settings.name is None:
-        raise InputError("sweep.name must be given for axes of the command line: add sweep.name=…")
     for key in keys:
         if plain(key).partition(".")[0] in ("sweep", "hydra", "ckpt_path", "logger"):
             raise InputError(f"{key} cannot be an axis: it does not shape a run")
         if plain(key) in ("trainer", "trainer.devices", "trainer.num_nodes", "trainer.accelerator"):
             raise InputError(f"{key} cannot be an axis: every point gets the same devices; sweep it in separate sweeps")
+    if not settings.name:
+        raise InputError("sweep.name must be given for axes of the command line: add sweep.name=…")
     if shared.ckpt_path is not None:
         raise InputError("ckpt_path has no meaning for a sweep: each point goes on from its own checkpoint by itself")
+    if not settings.objectives:
+        raise InputError("sweep.objectives is empty: name one, such as sweep.objectives=[val_loss]")
     for metric in settings.objectives:
         if metric not in OBJECTIVES:
             raise InputError(f"sweep.objectives: {metric} is none: there are {', '.join(OBJECTIVES)}")
     is_search = settings.sampler != "grid"
+    for axis in axes if is_search else []:
+        distribution(axis)
+        if getattr(axis.override.value(), "shuffle", False):
+            raise InputError(f"{axis.override.input_line}: a search draws from its axes in no order; leave out shuffle")
     if is_search and settings.trials is None:
         raise InputError(f"sweep.sampler={settings.sampler} draws sweep.trials=… points: say how many")
     if not is_search and settings.trials is not None:

@@ -63,9 +63,10 @@ class Engine:
             entry.summary = state.summary
             if state.status == DONE or told.get(entry.point.hash) == PRUNED:
                 entry.status = DONE if state.status == DONE else PRUNED
-                if entry.point.hash not in told:
+                if entry.trial is not None or entry.point.hash not in told:
                     self._tell(entry)
             else:
+                entry.error = state.error if state.status == FAILED else None  # until it is tried again
                 self._queue.append(entry)
         before = self.board.count(DONE, PRUNED)
         if before:
@@ -101,6 +102,7 @@ class Engine:
                 entry = self._queue.popleft()
             elif (proposed := self.source.next()) is not None:
                 entry = proposed
+                entry.summary = read_state(entry.point.run_dir).summary
                 self.board.entries.append(entry)
             else:
                 return None
@@ -110,8 +112,13 @@ class Engine:
             elif state.status == DONE:
                 entry.summary = state.summary
                 self._end(entry, DONE)
+            elif state.status == FAILED and state.summary != entry.summary:
+                entry.summary = state.summary
+                self._end(entry, FAILED, state.error)  # in the hands of another sweep
             elif state.status == RUNNING:
-                entry.status = RUNNING
+                entry.status, entry.error = RUNNING, None
+            elif self._was_pruned(entry):
+                self._end(entry, PRUNED)
             else:
                 return entry
 
@@ -126,7 +133,7 @@ class Engine:
             own_process=self.launcher.settings.kind != "debug",
         )
         entry.job = self.launcher.submit(work)
-        entry.status, entry.started, entry.steps = RUNNING, time.monotonic(), 0
+        entry.status, entry.error, entry.started, entry.steps = RUNNING, None, time.monotonic(), 0
 
     def _settle(self, entry: Entry) -> None:
         """This sweep's job for a point is over: find out how."""
@@ -148,8 +155,12 @@ class Engine:
             self._end(entry, PRUNED)
         else:
             what = f"its process died ({job.last_words() or 'it said nothing'})"
-            if ending is not None:
-                what = "its process was stopped" if entry.point.run_dir.is_dir() else "its folder was deleted"
+            if ending is not None and state.status == WAITING:
+                what = "its folder was deleted"
+            elif ending == FAILED:
+                what = f"it failed and could not write down how ({job.last_words() or 'it said nothing'})"
+            elif ending is not None:
+                what = "its process was stopped"
             self._restart(entry, what)
 
     def _restart(self, entry: Entry, what: str) -> None:
@@ -169,9 +180,15 @@ class Engine:
         entry.summary = state.summary
         if state.status in (DONE, FAILED):
             self._end(entry, state.status, state.error)
+        elif self._was_pruned(entry):
+            self._end(entry, PRUNED)
         else:
             entry.status = WAITING
             self._queue.append(entry)
+
+    def _was_pruned(self, entry: Entry) -> bool:
+        """Whether another sweep has pruned it."""
+        return self.settings.pruner != "none" and self.trials.results().get(entry.point.hash) == PRUNED
 
     def _end(self, entry: Entry, status: str, error: str | None = None) -> None:
         entry.status, entry.error = status, error
@@ -195,16 +212,14 @@ class Engine:
     def _prune(self, entry: Entry) -> None:
         assert entry.trial is not None
         assert entry.job is not None
-        for step, loss in losses_so_far(entry.point.run_dir):
-            entry.trial.report(loss, step)
-        if entry.trial.should_prune():
+        if self.trials.is_behind(entry.trial, losses_so_far(entry.point.run_dir)):
             entry.is_behind = True
             entry.job.stop()
 
     def _look_for_lost_folders(self) -> None:
         """A point whose folder was deleted after it ended is trained again: its numbers alone cannot be compared."""
         for entry in list(self.board.with_status(DONE)):
-            if not (entry.point.run_dir / "summary.json").is_file():
+            if read_state(entry.point.run_dir).status != DONE:
                 self._restart(entry, "its folder was deleted")
 
     def _stop_all(self) -> None:
@@ -219,6 +234,7 @@ class Engine:
         for entry, _ in running:
             state = read_state(entry.point.run_dir)
             entry.status, entry.summary, entry.job = state.status, state.summary, None
+            entry.error = state.error if state.status == FAILED else None
 
     def _write(self) -> None:
         write_results(self.board, self.folder / "results.csv")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shutil
 import signal
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chronomoe.config import TrainConfig
-from chronomoe.settings import InputError
+from chronomoe.settings import InputError, RunFailed
 from chronomoe.sweep.settings import LauncherSettings
 from chronomoe.sweep.worker import Work
 from chronomoe.training.devices import choose_hardware, processor_cores
@@ -40,9 +41,10 @@ class Job:
         """What `Work` returned; None if its process died before it could."""
         if self._kind == "debug":
             return str(self._job.result())
-        if not self._job.paths.result_pickle.exists():
+        first = self._job.task(0)  # of the processes of the run, the one that writes
+        if not first.paths.result_pickle.exists():
             return None
-        outcome, result = self._job._get_outcome_and_result()
+        outcome, result = first._get_outcome_and_result()
         return str(result) if outcome == "success" else None
 
     def stop(self) -> None:
@@ -52,6 +54,7 @@ class Job:
                 os.kill(int(self._job.job_id), signal.SIGTERM)  # submitit's controller hands it on to the worker
         elif self._kind == "slurm":
             self._job.cancel(check=False)
+            self._job.watcher.register_job(self._job.job_id)  # asks sacct soon: one that waits says nothing itself
         self._is_cut_off = self._kind == "debug"
 
     def last_words(self) -> str:
@@ -76,12 +79,12 @@ class Launcher:
         self._on_gpu = settings.kind == "local" and choose_hardware(shared.trainer).accelerator == "cuda"
         if self._on_gpu:
             self._free = share_out(visible_gpus(), shared.trainer.devices, settings.jobs)
-        try:
+        if settings.kind == "local":
+            self._executor: Any = submitit.LocalExecutor(folder)
+        elif settings.kind == "slurm" and None in map(shutil.which, ("srun", "sbatch")):
+            raise InputError("launcher=slurm: there is no SLURM here (no srun on the PATH); use launcher=local")
+        else:
             self._executor = submitit.AutoExecutor(folder, cluster=settings.kind)
-        except RuntimeError:
-            raise InputError(
-                "launcher=slurm: there is no SLURM here (no srun on the PATH); use launcher=local"
-            ) from None
         self._executor.update_parameters(**self._parameters())
 
     def _parameters(self) -> dict[str, Any]:
@@ -95,7 +98,7 @@ class Launcher:
                 "name": f"chronomoe-{os.getpid()}",
                 "nodes": trainer.num_nodes,
                 "tasks_per_node": trainer.devices,
-                "gpus_per_node": trainer.devices if trainer.accelerator != "cpu" else 0,
+                "gpus_per_node": trainer.devices if trainer.accelerator != "cpu" else None,
                 "cpus_per_task": settings.cpus_per_task,
                 "mem_gb": settings.mem_gb,
                 "slurm_partition": settings.partition,
@@ -114,15 +117,21 @@ class Launcher:
         return max(1, processor_cores() // (self.settings.jobs * self._trainer.devices))
 
     def submit(self, work: Work) -> Job:
+        """Raises RunFailed if SLURM takes no job like this."""
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
+
         devices: list[int] = []
         if self._on_gpu:
             devices = self._free.pop(0)
-            self._executor.update_parameters(local_visible_gpus=devices)
+            self._executor.update_parameters(visible_gpus=devices)
         # The terminal sends Ctrl-C to every process of the sweep. What is blocked here is blocked in submitit's
         # controller, which would otherwise give its worker a second to save a model; here it comes a moment later.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             job = self._executor.submit(work)
+        except (FailedJobError, FailedSubmissionError) as error:
+            words = " ".join(str(error).split())
+            raise RunFailed(f"sbatch refused a job ({words}): mend launcher.…, then the same command goes on") from None
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return Job(job, self.settings.kind, devices)

@@ -8,6 +8,7 @@ not change, because points of two sweeps in one folder would be compared with ea
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,14 +59,26 @@ def check_same(recorded: Mapping[str, Any], now: Mapping[str, Any], where: str) 
         )
 
 
-def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+def check_folder(folder: Path, record: Mapping[str, Any]) -> None:
     """Raises InputError if the folder holds another sweep."""
-    path = folder / FILE
-    if path.is_file():
+    if (folder / FILE).is_file():
         check_same(read_record(folder), record, str(folder))
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(OmegaConf.to_yaml(OmegaConf.create(dict(record))), encoding="utf-8")
-    os.replace(unfinished, path)
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    write_whole(folder / FILE, OmegaConf.to_yaml(OmegaConf.create(dict(record))))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once; another sweep in the folder may do so at the same time."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with unfinished.open("w", newline="", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def read_record(folder: Path) -> dict[str, Any]:

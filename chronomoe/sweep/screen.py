@@ -27,8 +27,9 @@ class Screen:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
-        self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        redrawn = sys.stderr.isatty()  # rich also calls a pipe a terminal where FORCE_COLOR is set, as notebooks do
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=not redrawn)
+        self._live = Live(console=self.console, auto_refresh=False) if redrawn else None
         self._ended: list[Entry] = [entry for entry in board.entries if entry.status in ENDED]
 
     def __enter__(self) -> Screen:

@@ -24,7 +24,7 @@ class Grid:
         self._points = points
 
     def known(self) -> list[Entry]:
-        return [Entry(point) for point in self._points]
+        return [Entry(point, number=number) for number, point in enumerate(self._points)]
 
     def next(self) -> None:
         return None
@@ -36,16 +36,21 @@ class Search:
     def __init__(self, board: Board, trials: Trials, make_point: Callable[[list[str]], Point]) -> None:
         board.total = trials.settings.trials or 0
         self._trials, self._make_point = trials, make_point
+        self._known: set[int] = set()
 
     def known(self) -> list[Entry]:
         return [self._entry(draw) for draw in self._trials.drawn()]
 
     def next(self) -> Entry | None:
+        """A new draw; after the last one those of other sweeps in this storage, which are watched to their end."""
         draw = self._trials.propose()
+        if draw is None:
+            draw = next((draw for draw in self._trials.drawn() if draw.number not in self._known), None)
         return None if draw is None else self._entry(draw)
 
     def _entry(self, draw: Draw) -> Entry:
-        entry = Entry(self._make_point(draw.overrides), trial=draw.trial)
+        self._known.add(draw.number)
+        entry = Entry(self._make_point(draw.overrides), number=draw.number, trial=draw.trial)
         if draw.trial is not None:
             self._trials.label(draw.trial, entry.point)
         return entry

@@ -45,13 +45,19 @@ def is_locked(run_dir: Path) -> bool:
 
 
 def read_state(run_dir: Path) -> State:
-    """`stopped` is any unfinished run that left something, also one whose process was killed."""
-    if is_locked(run_dir):
-        return State(RUNNING, {})
+    return State(RUNNING, {}) if is_locked(run_dir) else read_left(run_dir)
+
+
+def read_left(run_dir: Path) -> State:
+    """What a run left, whoever works on it. `stopped` is any unfinished run that left something, also one whose process
+    was killed. A run writes its config first; what lies in a folder without one is of a run that was deleted while it
+    went on."""
+    if not (run_dir / "config.yaml").is_file():
+        return State(WAITING, {})
     try:
         summary = read_json(run_dir / "summary.json")
     except InputError:
         summary = {}  # unreadable: as if it had not been written
     if summary.get("status") in (DONE, FAILED, STOPPED):
         return State(summary["status"], summary)
-    return State(STOPPED if (run_dir / "config.yaml").is_file() else WAITING, {})
+    return State(STOPPED, {})

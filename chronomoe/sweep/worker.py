@@ -19,7 +19,10 @@ from typing import Any
 from filelock import Timeout
 
 from chronomoe.settings import Stopped
-from chronomoe.sweep.state import DONE, FAILED, RUNNING, STOPPED, lock_of
+from chronomoe.sweep.state import DONE, FAILED, RUNNING, STOPPED, WAITING, lock_of, read_left
+
+LOOK_SECONDS = 1.0
+"""Longer than another sweep holds a lock to see whether someone works on the point."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class Work:
             return self.train()
         lock = lock_of(Path(self.run_dir))
         try:
-            with lock.acquire(blocking=False):
+            with lock.acquire(timeout=LOOK_SECONDS):
                 return self.train()
         except Timeout:
             return RUNNING
@@ -55,13 +58,16 @@ class Work:
 
     def train(self) -> str:
         from chronomoe.config import register, restore
-        from chronomoe.run import is_done, run
+        from chronomoe.run import run
 
         register()
         run_dir, config = Path(self.run_dir), restore(self.config)
         try:
-            if is_done(run_dir):  # by another job, since this one was sent off
+            left = read_left(run_dir).status
+            if left == DONE:  # by another job, since this one was sent off
                 return DONE
+            if left == WAITING and is_first():
+                shutil.rmtree(run_dir, ignore_errors=True)  # the remains of a folder that was deleted
             if can_go_on(run_dir, config.trainer.max_steps):
                 config.ckpt_path = "last"
             else:

@@ -4,7 +4,7 @@
 |---|---|
 | train/loss | mean cross-entropy of the step's tokens over micro-batches and ranks, nats per token |
 | train/lr, train/grad_norm | learning rate used; global gradient norm before clipping |
-| train/tokens | tokens trained on so far |
+| train/tokens | tokens trained on so far; in the rows of evaluations too, whose axis it may be |
 | throughput/tokens_per_sec | over the steps since the last row, evaluation left out |
 | train/load_balancing_loss, train/router_z_loss | before their weights; only where the weight is not 0 |
 | val/loss, val/perplexity | mean cross-entropy of the evaluation and its exponential |
@@ -114,6 +114,7 @@ class Telemetry(L.Callback):
         row = {name: value.item() for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         loss = row["val/loss"]
         row["val/perplexity"] = math.exp(min(loss, 700.0))
+        row["train/tokens"] = trainer.global_step * self.tokens_per_step
         self.latest |= row
         log_everywhere(trainer, row, trainer.global_step)
         raise_if_not_finite("val/loss", loss, trainer.global_step)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from made_sweeps import ETA, PRESSURE, write_sweep
+from opened_report import launched
 
 TOKENS_PER_STEP = 4096
+FAILURE = "loss is <nan> & not finite"
 
 CONFIG = """\
 model:
@@ -140,3 +143,22 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One complete run for the tests that only read it."""
     return write_run(tmp_path_factory.mktemp("study") / "finished")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of two settings in two strata, evaluated, with a point that failed, for the tests that only read it."""
+    return write_sweep(
+        tmp_path_factory.mktemp("study") / "swept",
+        axes={PRESSURE: ("0.5", "0.05"), ETA: ("0", "0.02")},
+        models=("mixtral_2x8", "switch_2x8"),
+        steps=100,
+        evaluated=True,
+        failed={f"model=switch_2x8 {PRESSURE}=0.5 {ETA}=0 seed=3": FAILURE},
+    )

@@ -33,7 +33,7 @@ def test_every_view_is_a_figure_by_plotlys_own_schema(make_run: MakeRun, options
     made = all_charts(Run.load(make_run(**options)))
     assert made
     for chart in made:
-        assert len(chart.views) == len(chart.captions) == len(chart.labels)
+        assert len(chart.views) == len(chart.captions) == len(chart.keys)
         for view in chart.views:
             go.Figure(view)  # raises for an attribute or a value that plotly.js does not know
 
@@ -46,7 +46,7 @@ def test_the_usage_views_hold_the_recorded_loads_of_their_layer(finished_run: Pa
     run = Run.load(finished_run)
     assert run.routing is not None
     usage = charts.layer_charts(run)[0]
-    assert usage.labels == ["MoE layer 0", "MoE layer 1"]
+    assert (usage.menus, usage.keys) == (("layer",), ["0", "1"])
     for layer, view in enumerate(usage.views):
         counts = run.routing.tokens_per_expert[:, layer]  # [N, E]
         np.testing.assert_allclose(
@@ -66,7 +66,7 @@ def test_every_recorded_metric_can_be_chosen(finished_run: Path):
     run = Run.load(finished_run)
     chart = charts.metrics_chart(run)
     assert chart is not None
-    assert set(chart.labels) == set(run.metrics) - {"step"}
+    assert set(chart.keys) == set(run.metrics) - {"step"}
 
 
 @pytest.mark.parametrize("array", [np.arange(5), np.linspace(0, 1, 4), np.array([[1.5, np.nan], [3, 4]])])

@@ -91,12 +91,15 @@ def test_text_from_a_run_cannot_become_markup(make_run: MakeRun):
 
 def test_menus_drive_charts_that_have_a_view_for_every_entry(finished_run: Path):
     html = render(Run.load(finished_run))
-    data = json.loads(re.search(r'id="charts">(.*?)</script>', html)[1])
-    menus = re.findall(r'<select data-charts="([^"]+)"[^>]*>(.*?)</select>', html)
-    assert [names.split() for names, _ in menus] == [["usage", "lens", "pressure", "bias"], ["metric"]]
-    for names, options in menus:
-        for name in names.split():
-            assert len(data[name]["views"]) == len(data[name]["captions"]) == options.count("<option")
+    charts = json.loads(re.search(r'id="data">(.*?)</script>', html)[1])["charts"]
+    menus = dict(re.findall(r'<select data-menu="([^"]+)"[^>]*>(.*?)</select>', html))
+    driven = {menu: [name for name, chart in charts.items() if chart["menus"] == [menu]] for menu in menus}
+    assert driven == {"layer": ["usage", "lens", "pressure", "bias"], "metric": ["metric"]}
+    for menu, names in driven.items():
+        options = re.findall(r'<option value="([^"]+)"', menus[menu])
+        for name in names:
+            assert charts[name]["keys"] == options
+            assert len(charts[name]["views"]) == len(charts[name]["captions"]) == len(options)
 
 
 def test_a_page_can_be_made_of_any_blocks():

@@ -67,7 +67,8 @@ def test_the_last_validation_loss_is_that_of_the_last_weights_on_every_validatio
 def test_tokens_and_learning_rate_are_those_of_the_step(train: Train, configure: Callable[..., Any]) -> None:
     overrides = ("trainer.accumulate_grad_batches=2", "optim.warmup_frac=0.5")
     finished, optim = train(*overrides), configure(*overrides).optim
-    assert finished.column("train/tokens") == [step * 4 * 32 for step in range(1, 9)]
+    assert [float(row["train/tokens"]) for row in finished.rows] == [int(row["step"]) * 4 * 32 for row in finished.rows]
+    assert {bool(row["val/loss"]) for row in finished.rows} == {True, False}  # rows of evaluations too
     assert finished.column("train/lr") == pytest.approx([optim.lr * lr_factor(step, 8, optim) for step in range(8)])
     saved = finished.checkpoint()["lr_schedulers"][0]
     assert saved["last_epoch"] == 8
