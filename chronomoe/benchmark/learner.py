@@ -44,7 +44,7 @@ def clipping(module: nn.Module) -> Callable[[float], Tensor]:
 def fused_adamw(module: nn.Module, config: TrainConfig) -> AdamW:
     """torch's own AdamW with our decay groups, which every peer gets."""
     optim = config.optim
-    groups = decay_groups(module.named_parameters(), optim.weight_decay)
+    groups = decay_groups(module.parameters(), optim.weight_decay)
     return AdamW(groups, lr=optim.lr, betas=(optim.betas[0], optim.betas[1]), fused=True)
 
 

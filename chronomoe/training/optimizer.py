@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from itertools import compress
 
 from torch import nn
 
+from chronomoe.model.rwkv import LoRA, TimeMix
 from chronomoe.training.adamw import AdamW
 from chronomoe.training.settings import OptimSettings
+
+DECAY_LR = 2.0
+"""Learning rate of time mixing's decay bias, relative to all others'."""
 
 
 def lr_factor(step: int, max_steps: int, optim: OptimSettings) -> float:
@@ -27,20 +32,30 @@ def lr_factor(step: int, max_steps: int, optim: OptimSettings) -> float:
     return optim.min_lr_frac + (1.0 - optim.min_lr_frac) * remaining
 
 
-UNDECAYED = ("_lora.", "bonus_HN")
-"""In the names of matrices that do not decay: corrections of a bias, and a vector cut into heads (RWKV-7)."""
-
-
-def decay_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, object]]:
-    """Of named parameters: matrices decay, vectors (norms) do not. Controller fields are buffers and never get here."""
-    groups: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
-    for name, parameter in parameters:
-        if parameter.requires_grad:
-            groups[parameter.dim() <= 1 or any(part in name for part in UNDECAYED)].append(parameter)
-    return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+def decay_groups(
+    parameters: Iterable[nn.Parameter], weight_decay: float, spared: Collection[int] = ()
+) -> list[dict[str, object]]:
+    """Matrices decay, vectors (norms) do not, nor do those whose `id` is spared. Controller fields are buffers and
+    never get here."""
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    decaying = [parameter.dim() > 1 and id(parameter) not in spared for parameter in trainable]
+    return [
+        {"params": list(compress(trainable, decaying)), "weight_decay": weight_decay},
+        {"params": [p for p, decays in zip(trainable, decaying, strict=True) if not decays], "weight_decay": 0.0},
+    ]
 
 
 def build_optimizer(model: nn.Module, optim: OptimSettings, *, fused: bool) -> AdamW:
+    """RWKV-7's recipe where there is time mixing: nothing of it decays but its four projections, and the decay's bias
+    learns twice as fast."""
     betas = (optim.betas[0], optim.betas[1])
-    groups = decay_groups(model.named_parameters(), optim.weight_decay)
+    mixers = [module for module in model.modules() if isinstance(module, TimeMix)]
+    faster = [mixer.decay_D for mixer in mixers]
+    spared = {
+        id(p) for part in model.modules() if isinstance(part, TimeMix | LoRA) for p in part.parameters(recurse=False)
+    }
+    others = [p for p in model.parameters() if all(p is not fast for fast in faster)]
+    groups = decay_groups(others, optim.weight_decay, spared)
+    if faster:
+        groups.append({"params": faster, "weight_decay": 0.0, "lr": DECAY_LR * optim.lr})
     return AdamW(groups, lr=optim.lr, betas=betas, fused=fused)

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hybrid_models import hybrid_model
 from training_runs import Finished, differences
 
 from chronomoe.chrono.laws import LAWS
 from chronomoe.generate import load_model
 from chronomoe.settings import Stopped
-from chronomoe.training.optimizer import decay_groups
 from chronomoe.training.telemetry import Telemetry
 
 Train = Callable[..., Finished]
@@ -113,14 +111,3 @@ def test_the_balance_of_a_whole_step_looks_ahead_in_a_hybrid_too(train: Train) -
     run = train(*HYBRID, *scope)
     assert (run.routing["tokens_per_expert"].sum(axis=-1) == ASSIGNMENTS).all()
     assert np.isfinite(losses(run)).all()
-
-
-def test_low_rank_corrections_and_vectors_cut_into_heads_do_not_decay() -> None:
-    model = hybrid_model()
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    decayed, kept = ({names[id(p)] for p in group["params"]} for group in decay_groups(model.named_parameters(), 0.1))
-    assert decayed | kept == set(names.values())
-    assert not decayed & kept
-    large = ("embedding.weight", "head.weight", "gate.weight", "EFD", "EDF", "qkv.weight", "out.weight")
-    assert all(name.endswith((*large, "receptance.weight", "key.weight", "value.weight")) for name in decayed)
-    assert sum("_lora." in name for name in kept) == 2 * (3 + 4)  # of the first recurrent block, and of the second

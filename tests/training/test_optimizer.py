@@ -63,7 +63,7 @@ def test_matrices_decay_norms_do_not_and_every_parameter_is_in_one_group(
     tiny_model: Callable[..., LanguageModel],
 ) -> None:
     model = tiny_model()
-    decayed, kept = decay_groups(model.named_parameters(), 0.1)
+    decayed, kept = decay_groups(model.parameters(), 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)] for p in kept["params"]} == {n for n in names.values() if n.endswith("norm.weight")}
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
@@ -75,9 +75,7 @@ def test_frozen_parameters_are_left_out(tiny_model: Callable[..., LanguageModel]
     model = tiny_model()
     model.embedding.weight.requires_grad_(False)
     assert all(
-        p is not model.embedding.weight
-        for group in decay_groups(model.named_parameters(), 0.1)
-        for p in group["params"]
+        p is not model.embedding.weight for group in decay_groups(model.parameters(), 0.1) for p in group["params"]
     )
 
 
