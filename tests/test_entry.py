@@ -57,7 +57,6 @@ WRONG = {
     "kv_heads": (["model.num_heads=4", "model.num_kv_heads=3"], ["model.num_kv_heads=3", "model.num_heads=4"]),
     "micro_period": (["chrono.clocks.micro_period=0"], ["chrono.clocks.micro_period=0", "1"]),
     "macro_period": (["chrono.clocks.macro_period=-4"], ["chrono.clocks.macro_period=-4"]),
-    "clocks": (["chrono.clocks.micro_period=3"], ["chrono.clocks.macro_period=1", "chrono.clocks.micro_period=3"]),
     "negative_scale": (["chrono.pressure_scale=-0.1"], ["chrono.pressure_scale=-0.1", "0"]),
     "nan_scale": (["chrono.pressure_scale=nan"], ["chrono.pressure_scale=nan"]),
     "layer_scales": (["chrono.layer_scales=[1,1,1]"], ["chrono.layer_scales", "2 layers"]),

@@ -10,6 +10,8 @@ import gc
 import os
 import shutil
 import signal
+import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,9 @@ from chronomoe.sweep.state import DONE, FAILED, RUNNING, STOPPED, WAITING, lock_
 
 LOOK_SECONDS = 1.0
 """Longer than another sweep holds a lock to see whether someone works on the point."""
+
+PREEMPTED = threading.Event()
+"""Whether this job is queued again, to go on from its last checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,7 @@ class Work:
         """What SLURM runs again after a preemption or timeout; called by submitit."""
         from submitit.helpers import DelayedSubmission
 
+        PREEMPTED.set()
         return DelayedSubmission(self)
 
     def train(self) -> str:
@@ -79,6 +85,8 @@ class Work:
                 raise  # it is the sweep that was asked to stop
             return STOPPED
         except Exception:
+            if PREEMPTED.is_set():  # torch's writers turn the exit that submitit raises into an error of theirs
+                sys.exit(1)
             traceback.print_exc()  # into the job's log; the run's summary has it in a line
             return FAILED
 
