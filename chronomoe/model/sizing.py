@@ -5,9 +5,9 @@ that act on one token, and floating-point operations.
                                + attention 2 S d per block (causal, counted once; behind a window W: 2 W (2 - W/S) d)
                                + WKV, by chunks of C tokens
 An RWKV block (dim d, heads of N = 64, ranks R): 4 d^2 + 2 d (R_w + R_a + R_g) + 13 d, and 2 d R_v + d for its value
-residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 2 (C^2 - 1)/3) FLOPs a token, the last term for the
-inverse. The built model has just so many parameters (tested for every size, on the meta device), and its products so
-many operations (as torch counts them).
+residual in all but the first. WKV forward: d/64 (14 C N + 8 N^2 + 64 + 2 (C^2 - 16)/3) FLOPs a token, the last terms
+for the inverse. The built model has just so many parameters (tested for every size, on the meta device), and its
+products so many operations (as torch counts them).
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from chronomoe.model.settings import ModelSettings, RouterSettings
 
 TRAINING_BYTES_PER_PARAMETER = 16
 """fp32 weight, gradient and AdamW's two moments, four bytes each. Activations come on top."""
+INVERSE = 64 + 2 * (CHUNK**2 - 16) // 3
+"""FLOPs per row of a chunk's inverse: two products in every block of 4, then two in each merging (unit_lower.py)."""
 VECTORS_OF_TIME_MIX = 13
 """Six shifts, w0, a0, xi, alpha, rho, and the norm's weight and bias."""
 
@@ -106,7 +108,7 @@ def wkv_flops(dim: int, seq_len: int) -> int:
     if seq_len <= FEW_TOKENS:
         return heads * 9 * width**2
     computed = -(-seq_len // CHUNK) * CHUNK
-    return heads * (14 * CHUNK * width + 8 * width**2 + 2 * (CHUNK**2 - 1) // 3) * computed // seq_len
+    return heads * (14 * CHUNK * width + 8 * width**2 + INVERSE) * computed // seq_len
 
 
 def size_of(model: ModelSettings, router: RouterSettings) -> Size:

@@ -28,6 +28,7 @@ from chronomoe.model.dispatch import (
 )
 from chronomoe.model.expert_choice import best_tokens
 from chronomoe.model.experts import BLOCK_SIZES, ExpertBank
+from chronomoe.model.feedforward import ACTIVATIONS
 from chronomoe.model.products import keep_working_copy
 from chronomoe.model.router import RouterOutput, TopKRouter, drop_overflow
 
@@ -55,10 +56,7 @@ def make_routing(
 
 def one_expert(bank: ExpertBank, expert: int, x_D: Tensor) -> Tensor:
     hidden = bank.gate_up_EFD[expert] @ x_D
-    if bank.activation == "swiglu":
-        gate_F, up_F = hidden.chunk(2)
-        return bank.down_EDF[expert] @ (gate_F * torch.sigmoid(gate_F) * up_F)
-    return bank.down_EDF[expert] @ hidden.clamp(min=0)
+    return bank.down_EDF[expert] @ ACTIVATIONS[bank.activation].join(hidden)
 
 
 def loop(x_TD: Tensor, routing: RouterOutput, bank: ExpertBank) -> tuple[Tensor, Tensor]:
