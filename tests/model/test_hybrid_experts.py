@@ -134,9 +134,14 @@ def test_a_blocks_gradients_are_those_of_differences(kind: str, length: int) -> 
     settings, router = hybrid_settings(hidden_dim=8), RouterSettings(kind="mixtral")
     if kind == "attending":
         block: RwkvBlock | TransformerBlock = TransformerBlock(settings, router, "selection", 2)
+        for parameter in block.parameters():
+            torch.nn.init.constant_(parameter, float(parameter.dim() == 1))
     else:
         block = RwkvBlock(settings, router, "selection", 0, is_first=kind == "first")
         block.reset_parameters()
+        torch.nn.init.zeros_(block.ffn.router.gate.weight)
+        for norm in (block.time_mix_norm, block.ffn_norm):
+            norm.reset_parameters()
     randomise(block)
     block = block.double()
     x_BSD, v_first_BSD, direction_BSD = (
