@@ -6,6 +6,7 @@ import csv
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -109,14 +110,36 @@ def sweep(
     return sweep
 
 
+UNDRAWN = """
+import sys, types
+for name in ("figures", "report"):
+    module = sys.modules[f"chronomoe.study.{name}"] = types.ModuleType(f"chronomoe.study.{name}")
+    for function in ("draw_run", "draw_layers", "draw_usage", "draw_control", "write_report"):
+        setattr(module, function, lambda *_: None)
+"""
+"""What every process of these sweeps begins with: it leaves out figures and report, as `undrawn` does here."""
+
+
 @pytest.fixture
-def start(python: Callable[..., subprocess.Popen[str]], tiny_sweep: list[str]) -> Iterator[Callable[..., Any]]:
+def undrawn_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn: None) -> str:
+    """The PYTHONPATH of processes that find the project and draw nothing, set for those that this process starts."""
+    (tmp_path / "undrawn").mkdir()
+    (tmp_path / "undrawn" / "sitecustomize.py").write_text(UNDRAWN)
+    path = f"{tmp_path / 'undrawn'}{os.pathsep}{PROJECT}"
+    monkeypatch.setenv("PYTHONPATH", path)
+    return path
+
+
+@pytest.fixture
+def start(tiny_sweep: list[str], undrawn_processes: str, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """start(*arguments): a real `python sweep.py` of tiny runs, in a process group of its own, ended with the test."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-        options.setdefault("start_new_session", True)
-        process = python(str(PROJECT / "sweep.py"), *tiny_sweep, *arguments, **options)
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, str(PROJECT / "sweep.py"), *tiny_sweep, *arguments]
+        environment = {**os.environ, "PYTHONPATH": undrawn_processes, "OMP_NUM_THREADS": "1"}
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **pipes)
         started.append(process)
         return process
 
@@ -220,7 +243,7 @@ class FakeSlurm:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm]:
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn_processes: str) -> Iterator[FakeSlurm]:
     """A SLURM of shell scripts on the PATH, which runs its jobs here and at once."""
     programs, state = tmp_path / "slurm-bin", tmp_path / "slurm"
     programs.mkdir()
@@ -230,7 +253,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSlurm
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(state))
-    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     yield FakeSlurm(state)
     for session in state.glob("*.session"):
         for number in (*map(int, pids_of(state / f"{session.stem}.pids")), -int(session.read_text())):

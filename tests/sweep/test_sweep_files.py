@@ -28,7 +28,7 @@ LAWS = [
 ]
 
 FEW_LAWS = ("off", "chronovisor", "smebu", "quantile")
-KINDS = (("mixtral", "softmax"), ("switch", "softmax"), ("mixtral", "sigmoid"))
+KINDS = (("mixtral", "topk_softmax"), ("switch", "softmax"), ("mixtral", "sigmoid"))
 
 ASKED: dict[str, tuple[Callable[[TrainConfig], Any], list[Any], list[int]]] = {
     "pressure_scale": (
