@@ -66,6 +66,10 @@ def check_folder(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """What varied before stays among what varies: the runs are still there, and are compared with the others."""
+    if (folder / FILE).is_file():
+        varied = read_record(folder).get("varies") or []
+        record = {**record, "varies": list(dict.fromkeys([*varied, *record["varies"]]))}
     write_whole(folder / FILE, OmegaConf.to_yaml(OmegaConf.create(dict(record))))
 
 

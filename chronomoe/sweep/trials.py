@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,9 @@ HASH, NAME, RUN_DIR, AGAIN, BEHIND = "config_hash", "point", "run_dir", "again",
 
 GRACE_SECONDS = 10
 """After so long a lock on the journal is taken for one that a killed sweep left."""
+
+TABLES_SECONDS = 2.0
+"""After so long another sweep has made the tables of a new database."""
 
 
 class Draw(NamedTuple):
@@ -219,7 +223,7 @@ class Trials:
 
 
 def open_storage(place: str) -> BaseStorage:
-    from optuna.storages import JournalStorage, get_storage
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
     class MendingLock(JournalFileSymlinkLock):
@@ -232,10 +236,23 @@ def open_storage(place: str) -> BaseStorage:
             return held
 
     if "://" in place:
-        return get_storage(place)
+        return open_database(place)
     journal = Path(place).absolute()  # the lock is a link to it, which a relative path would make dangle
     journal.parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(str(journal), MendingLock(str(journal), grace_period=GRACE_SECONDS)))
+
+
+def open_database(url: str) -> BaseStorage:
+    """Another sweep may be at making the tables of a new one."""
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import get_storage
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        return get_storage(url)
+    except (SQLAlchemyError, StorageInternalError):
+        time.sleep(TABLES_SECONDS)
+        return get_storage(url)
 
 
 def cut_torn_line(journal: Path) -> None:

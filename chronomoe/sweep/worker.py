@@ -84,8 +84,12 @@ class Work:
             if not self.own_process:
                 raise  # it is the sweep that was asked to stop
             return STOPPED
+        except SystemExit:  # preempted or out of time: submitit has queued this job again
+            (run_dir / "summary.json").unlink(missing_ok=True)
+            raise
         except Exception:
             if PREEMPTED.is_set():  # torch's writers turn the exit that submitit raises into an error of theirs
+                (run_dir / "summary.json").unlink(missing_ok=True)
                 sys.exit(1)
             traceback.print_exc()  # into the job's log; the run's summary has it in a line
             return FAILED
@@ -110,7 +114,8 @@ def is_first() -> bool:
 
 def set_up_process(threads: int | None) -> None:
     gc.disable()  # imports leave no garbage; training switches it on again
-    os.setpgid(0, 0)  # the terminal's Ctrl-C is for the sweep, which then asks its points to stop
+    if os.getpgid(0) != os.getpid():  # not for the leader of a session, which is alone already
+        os.setpgid(0, 0)  # the terminal's Ctrl-C is for the sweep, which then asks its points to stop
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)  # until training begins and stops after a step
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])

@@ -22,7 +22,8 @@ from chronomoe.training.resuming import read_checkpoint
 from chronomoe.training.settings import TrainerSettings
 from chronomoe.training.step_end import StepEnd
 
-TORCHS_WRITER = ("PytorchStreamWriter", "inline_container")
+WRITER = ("PytorchStreamWriter", "inline_container")
+"""What stands in torch's errors about a file that could not be written."""
 
 
 class CheckpointNotSaved(RunFailed):
@@ -42,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             os.replace(unfinished, target)
         except BaseException as error:
             unfinished.unlink(missing_ok=True)
-            if not isinstance(error, OSError) and not any(name in str(error) for name in TORCHS_WRITER):
+            if not isinstance(error, OSError) and not any(name in str(error) for name in WRITER):
                 raise  # no fault of the disk, which torch reports in the name of its writer
             reason = error.strerror if isinstance(error, OSError) else "the write failed, the disk may be full"
             kept = "; the previous one is untouched" if target.exists() else ""

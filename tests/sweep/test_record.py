@@ -59,6 +59,15 @@ def test_a_grid_may_gain_and_lose_values(record: Callable[..., Any], tmp_path: P
     check_folder(tmp_path, record(params=now))
 
 
+def test_what_varied_in_the_folder_still_varies(record: Callable[..., Any], tmp_path: Path) -> None:
+    """Its runs are still there, and are compared with the others."""
+    both = record("seed=1,2", "chrono.gamma=0,1", varies=("seed", "chrono.gamma"))
+    write_record(tmp_path, both)
+    write_record(tmp_path, record(params={"seed": "2,3", "chrono.gamma": "0"}, varies=("seed",)))
+    assert read_record(tmp_path)["varies"] == ["seed", "chrono.gamma"]
+    assert read_record(tmp_path)["axes"] == {"seed": ["2", "3"], "chrono.gamma": ["0"]}
+
+
 def test_what_only_watches_a_run_may_change(record: Callable[..., Any], tmp_path: Path) -> None:
     write_record(tmp_path, record("seed=1,2"))
     check_folder(tmp_path, record("seed=1,2", "logger.tensorboard=true", "trainer.log_every_steps=3"))

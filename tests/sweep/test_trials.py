@@ -293,6 +293,22 @@ def test_sweeps_in_two_folders_share_a_storage(
     assert [draw.overrides for draw in there.drawn()] == drawn == draw_all(trials(where="alone"))[:3]
 
 
+def test_a_database_that_another_sweep_is_making_is_waited_for(
+    trials: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_storage, calls = optuna.storages.get_storage, []
+
+    def at_first_half_made(url: str) -> Any:
+        calls.append(url)
+        if len(calls) == 1:
+            raise optuna.exceptions.StorageInternalError("table studies already exists")
+        return get_storage(url)
+
+    monkeypatch.setattr("optuna.storages.get_storage", at_first_half_made)
+    monkeypatch.setattr(trials_module, "TABLES_SECONDS", 0.0)
+    assert trials(storage=f"sqlite:///{tmp_path / 'study.db'}").propose() is not None
+
+
 KILL_IN_WRITE = """
 import os, signal, sys
 from pathlib import Path
@@ -358,8 +374,11 @@ def unusable(tmp_path: Path) -> dict[str, str]:
 @pytest.mark.parametrize(
     "kind", ["a_folder", "no_journal", "beneath_a_file", "no_such_database", "no_such_kind", "no_driver"]
 )
-def test_a_storage_that_cannot_be_used_is_refused_in_one_line(trials: Open, tmp_path: Path, kind: str) -> None:
+def test_a_storage_that_cannot_be_used_is_refused_in_one_line(
+    trials: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     place = unusable(tmp_path)[kind]
+    monkeypatch.setattr(trials_module, "TABLES_SECONDS", 0.0)
     with pytest.raises(InputError) as refused:
         trials(storage=place)
     assert str(refused.value).startswith(f"sweep.storage={place} cannot be used (")

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -151,6 +152,19 @@ def test_a_point_asked_to_stop_while_it_draws_its_pictures_stays_done(
     assert read_state(Path(work().run_dir)).status == DONE
 
 
+def test_a_preempted_point_counts_as_stopped_not_as_failed(
+    work: Callable[..., Work], at_step: Callable[..., None]
+) -> None:
+    """submitit leaves by sys.exit when it has queued a job again; another sweep may look meanwhile."""
+    at_step(8, lambda: sys.exit(-1))
+    with pytest.raises(SystemExit):
+        work(*OFTEN)()
+    assert read_state(Path(work().run_dir)).status == STOPPED
+    assert work(*OFTEN)() == DONE
+    work(*OFTEN, into="whole")()
+    assert_same(Path(work().run_dir), Path(work(into="whole").run_dir))
+
+
 def test_a_run_killed_before_its_last_evaluation_is_trained_again(work: Callable[..., Work]) -> None:
     """Its checkpoint has no steps left, and its summary was never written."""
     one = work(*OFTEN)
@@ -213,12 +227,15 @@ print(torch.get_num_threads(), os.getpgid(0) == os.getpid())
 """
 
 
+@pytest.mark.parametrize("is_session", [False, True])
 @pytest.mark.parametrize(("chosen", "threads"), [(None, "1"), ("2", "2")])
 def test_a_workers_process_has_its_share_of_threads_and_a_group_of_its_own(
-    python: Callable[..., subprocess.Popen[str]], chosen: str | None, threads: str
+    python: Callable[..., subprocess.Popen[str]], chosen: str | None, threads: str, is_session: bool
 ) -> None:
     """Unless the environment says otherwise."""
     setting = "" if chosen is None else f"os.environ['OMP_NUM_THREADS'] = '{chosen}'"
-    process = python("-c", f"import os\ndel os.environ['OMP_NUM_THREADS']\n{setting}\n{SET_UP}", "1")
+    process = python(
+        "-c", f"import os\ndel os.environ['OMP_NUM_THREADS']\n{setting}\n{SET_UP}", "1", start_new_session=is_session
+    )
     output, errors = process.communicate(timeout=60)
     assert output.split() == [threads, "True"], errors
