@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from submitit.slurm.slurm import SlurmJob
+from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 from training_runs import PROJECT, Finished, Outcome
 
 TIMED = ("wall_seconds", "tokens_per_sec", "git_revision")
@@ -200,7 +200,8 @@ else
     setsid bash -c '
         echo $$ > "$FAKE_SLURM/$SLURM_JOB_ID.session"
         while bash "$FAKE_SLURM/$SLURM_JOB_ID.sh"; rm "$FAKE_SLURM/$SLURM_JOB_ID.requeue" 2>/dev/null; do :; done
-        grep -q CANCELLED "$FAKE_SLURM/$SLURM_JOB_ID.state" || echo COMPLETED > "$FAKE_SLURM/$SLURM_JOB_ID.state"
+        if grep -q COMPLETING "$FAKE_SLURM/$SLURM_JOB_ID.state"; then end=CANCELLED; else end=COMPLETED; fi
+        echo $end > "$FAKE_SLURM/$SLURM_JOB_ID.state"
     ' < /dev/null > "$FAKE_SLURM/$id.out" 2>&1 &
 fi
 echo "Submitted batch job $id"
@@ -224,7 +225,8 @@ wait
 """,
     "scancel": r"""#!/bin/bash
 echo "$@" >> "$FAKE_SLURM/scancel.log"
-echo CANCELLED > "$FAKE_SLURM/$1.state"
+if [ -e "$FAKE_SLURM/$1.pids" ]; then end=COMPLETING; else end=CANCELLED; fi
+echo $end > "$FAKE_SLURM/$1.state"
 [ -e "$FAKE_SLURM/$1.pids" ] && kill -TERM $(cat "$FAKE_SLURM/$1.pids")
 exit 0
 """,
@@ -270,7 +272,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undrawn_processes: st
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("FAKE_SLURM", str(state))
-    SlurmJob.watcher.clear()  # which remembers how jobs of these numbers ended in other tests
+    # submitit remembers for the whole process how jobs of these numbers ended.
+    monkeypatch.setattr(SlurmJob, "watcher", SlurmInfoWatcher(delay_s=600))
     yield FakeSlurm(state)
     for session in state.glob("*.session"):
         for number in (*map(int, pids_of(state / f"{session.stem}.pids")), -int(session.read_text())):
