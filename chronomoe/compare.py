@@ -17,8 +17,6 @@ Reads every finished run below the folders, pairs them by seed, prints a table a
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -44,6 +42,7 @@ from chronomoe.study.run import Run
 from chronomoe.study.significance import least_p
 from chronomoe.study.sweep_folder import find_runs, read_sweeps
 from chronomoe.study.verdicts import Verdict, verdict
+from chronomoe.whole_file import write_json
 
 
 @dataclass(kw_only=True)
@@ -175,14 +174,6 @@ def draw_front(comparison: Comparison, path: Path) -> Path | None:
         for key in ("val_loss", "max_vio_late")
     )
     return write_front(loss, balance, comparison.baseline, path) if len(loss.keys() & balance.keys()) > 1 else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write the whole file or none; returns it."""
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(unfinished, path)
-    return path
 
 
 if __name__ == "__main__":

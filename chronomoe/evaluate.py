@@ -17,8 +17,6 @@ in their words.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -43,6 +41,7 @@ from chronomoe.study.routing_readings import (
     read_saturation,
     run_model,
 )
+from chronomoe.whole_file import write_json
 
 ROWS = {
     "max_vio": "MaxVio",
@@ -79,9 +78,7 @@ def main() -> None:
     settings = read_arguments(EvaluateSettings, sys.argv[1:])
     run_dir = Path(settings.run)
     found = evaluate(run_dir, settings)
-    unfinished = run_dir / "evaluation.json.tmp"
-    unfinished.write_text(json.dumps(found, indent=2) + "\n")
-    os.replace(unfinished, run_dir / "evaluation.json")
+    write_json(run_dir / "evaluation.json", found)
     print(table(found))
     if "layers" in found["trained"] and len(found["domains"]) > 1:
         from chronomoe.study.run import Run

@@ -16,9 +16,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -33,6 +31,7 @@ from chronomoe.data.packing import PackedCorpus
 from chronomoe.data.settings import DataSettings
 from chronomoe.model.sizing import size_of
 from chronomoe.settings import InputError, RunFailed, Stopped
+from chronomoe.whole_file import write_json
 
 if TYPE_CHECKING:
     from chronomoe.assembly import Parts
@@ -131,9 +130,7 @@ def unigram_perplexity(corpus: PackedCorpus, data: DataSettings) -> float:
 
 
 def write_summary(run_dir: Path, numbers: dict[str, Any]) -> None:
-    unfinished = run_dir / "summary.json.tmp"
-    unfinished.write_text(json.dumps(numbers, indent=2) + "\n")
-    os.replace(unfinished, run_dir / "summary.json")
+    write_json(run_dir / "summary.json", numbers)
 
 
 def table(numbers: dict[str, Any], run_dir: Path, sync_line: str | None) -> str:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from chronomoe.study.measurements import METRICS
 from chronomoe.sweep.launcher import Job
 from chronomoe.sweep.points import Point
-from chronomoe.sweep.record import write_whole
 from chronomoe.sweep.state import DONE, FAILED, PRUNED, RUNNING, WAITING
+from chronomoe.whole_file import write_whole
 
 if TYPE_CHECKING:
     from optuna import Trial

@@ -7,8 +7,6 @@ not change, because points of two sweeps in one folder would be compared with ea
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from omegaconf import OmegaConf
 from chronomoe.config import WATCHING, TrainConfig, walk
 from chronomoe.settings import InputError
 from chronomoe.sweep.axes import Axis
+from chronomoe.whole_file import write_whole
 
 FILE = "sweep.yaml"
 
@@ -71,18 +70,6 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
         varied = read_record(folder).get("varies") or []
         record = {**record, "varies": list(dict.fromkeys([*varied, *record["varies"]]))}
     write_whole(folder / FILE, OmegaConf.to_yaml(OmegaConf.create(dict(record))))
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once; another sweep in the folder may do so at the same time."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with unfinished.open("w", newline="", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
 
 
 def read_record(folder: Path) -> dict[str, Any]:
