@@ -20,7 +20,7 @@ from chronomoe.data.tokenizer import LanguageTokenizer, load_tokenizer
 from chronomoe.entry import guarded, read_arguments
 from chronomoe.model.generation import generate
 from chronomoe.model.lm import LanguageModel
-from chronomoe.session import Session, check_target, load_session, new_session
+from chronomoe.saved_generation import Session, check_target, load_session, new_session
 from chronomoe.settings import InputError, setting
 from chronomoe.training.allocator import keep_freed_memory
 from chronomoe.training.autotune import Kernels, use

@@ -15,7 +15,7 @@ from training_runs import Outcome
 from chronomoe import generate
 from chronomoe.data.tokenizer import load_tokenizer
 from chronomoe.entry import guarded
-from chronomoe.session import load_session
+from chronomoe.saved_generation import load_session
 from chronomoe.settings import RunFailed
 
 Say = Callable[..., Outcome]
@@ -189,10 +189,10 @@ def test_a_save_that_fails_leaves_the_session_before_untouched(
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("chronomoe.session.torch.save", refuse)
+    monkeypatch.setattr("chronomoe.tensor_file.torch.save", refuse)
     outcome = say(runs["hybrid"], "resume=s", "max_new_tokens=2", "save=s")
     assert outcome.code == 1
-    assert outcome.stderr == "error: could not save s: No space left on device\n"
+    assert outcome.stderr == "error: could not save s: No space left on device; the previous one is untouched\n"
     assert Path("s").read_bytes() == before
     assert [path.name for path in Path.cwd().iterdir()] == ["s"]
     assert issubclass(RunFailed, RuntimeError)

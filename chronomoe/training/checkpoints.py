@@ -7,47 +7,25 @@ refused, never executed.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from chronomoe.settings import RunFailed
+from chronomoe.tensor_file import save_tensors
 from chronomoe.training.resuming import read_checkpoint
 from chronomoe.training.settings import TrainerSettings
 from chronomoe.training.step_end import StepEnd
-
-WRITER = ("PytorchStreamWriter", "inline_container")
-"""What stands in torch's errors about a file that could not be written."""
-
-
-class CheckpointNotSaved(RunFailed):
-    """The disk refused a checkpoint; the previous one is untouched."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = target.with_name(target.name + ".tmp")
-        try:
-            with unfinished.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, target)
-        except BaseException as error:
-            unfinished.unlink(missing_ok=True)
-            if not isinstance(error, OSError) and not any(name in str(error) for name in WRITER):
-                raise  # no fault of the disk, which torch reports in the name of its writer
-            reason = error.strerror if isinstance(error, OSError) else "the write failed, the disk may be full"
-            kept = "; the previous one is untouched" if target.exists() else ""
-            raise CheckpointNotSaved(f"could not save {target}: {reason}{kept}") from error
+        save_tensors(checkpoint, target)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path))

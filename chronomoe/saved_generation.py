@@ -15,7 +15,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from torch import Tensor
 
 from chronomoe.model.lm import LanguageModel
 from chronomoe.model.state import StreamState
-from chronomoe.settings import InputError, RunFailed
+from chronomoe.settings import InputError
+from chronomoe.tensor_file import save_tensors
 from chronomoe.training.resuming import BROKEN
 
 SAMPLED = 256
@@ -60,20 +60,7 @@ class Session:
             "temperature": self.temperature,
             "top_p": self.top_p,
         }
-        unfinished = path.with_name(path.name + ".tmp")
-        try:
-            with unfinished.open("wb") as file:
-                torch.save(saved, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-        except BaseException as error:
-            unfinished.unlink(missing_ok=True)
-            if not isinstance(error, OSError | RuntimeError):
-                raise
-            raise RunFailed(
-                f"could not save {path}: {getattr(error, 'strerror', None) or 'the write failed'}"
-            ) from None
+        save_tensors(saved, path)
 
 
 def fingerprint(model: LanguageModel) -> str:
