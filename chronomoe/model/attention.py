@@ -23,18 +23,18 @@ from chronomoe.model.state import KeyValueCache
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of every position's rotary angles, fp32 [S, A]; the two halves of A repeat, but for the sine's
-    sign: minus in the first half, plus in the second, as they are turned."""
+    """Cosine and sine of every position's rotary angles [S, A], fp32 or wider; the two halves of A repeat, but for the
+    sine's sign: minus in the first half, plus in the second, as they are turned."""
 
     cos_SA: Tensor
     sin_SA: Tensor
 
 
-def rotary_angles(positions_S: Tensor, head_dim: int, theta: float) -> Rotation:
-    """Angles position * theta^(-2i/head_dim). Computed in fp32 for every forward, so no cast of the model loses
-    them."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions_S.device) / head_dim
-    angle_Sa = torch.outer(positions_S.float(), theta**-exponent)
+def rotary_angles(positions_S: Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32) -> Rotation:
+    """Angles position * theta^(-2i/head_dim). Computed in fp32, or fp64 in a model of that, for every forward, so no
+    cast of the model loses them."""
+    exponent = torch.arange(0, head_dim, 2, dtype=dtype, device=positions_S.device) / head_dim
+    angle_Sa = torch.outer(positions_S.to(dtype), theta**-exponent)
     sin_Sa = angle_Sa.sin()
     return Rotation(angle_Sa.cos().repeat(1, 2), torch.cat((-sin_Sa, sin_Sa), dim=-1))
 

@@ -28,7 +28,7 @@ from chronomoe.model.experts import ExpertBank
 from chronomoe.model.moe import MoELayer
 from chronomoe.model.norm import build_norm
 from chronomoe.model.products import Linear, keep_working_copy, working
-from chronomoe.model.router import Balancer, RouterOutput
+from chronomoe.model.router import Balancer, RouterOutput, wide
 from chronomoe.model.rwkv import HEAD_DIM
 from chronomoe.model.schedule import RWKV
 from chronomoe.model.sensor import PLAIN_CHANNELS, Probe, read_layer
@@ -230,8 +230,9 @@ class LanguageModel(nn.Module):
         table = state.rotation if state else None
         if table is not None and position + length <= len(table.cos_SA):
             return Rotation(*(of_SA[position : position + length] for of_SA in table))
-        positions_S = torch.arange(position, position + length, device=self.embedding.weight.device)
-        return rotary_angles(positions_S, self.settings.dim // self.settings.num_heads, self.settings.rope_theta)
+        weight, settings = self.embedding.weight, self.settings
+        positions_S = torch.arange(position, position + length, device=weight.device)
+        return rotary_angles(positions_S, settings.dim // settings.num_heads, settings.rope_theta, wide(weight))
 
     def new_state(self, batch: int, capacity: int = 0) -> StreamState:
         """Nothing read yet, where and as precise as the weights are; with room for `capacity` tokens, and more when

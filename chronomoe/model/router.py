@@ -30,7 +30,7 @@ from chronomoe.model.products import FEW_ROWS, full_precision
 
 
 def wide(x: Tensor) -> torch.dtype:
-    """What a gate runs in: fp32, whatever the precision around it, and fp64 in a model of that."""
+    """What gates and rotary angles are formed in: fp32, whatever the precision around them; fp64 in a model of that."""
     return torch.promote_types(x.dtype, torch.float32)
 
 

@@ -28,9 +28,7 @@ SPLITS = {
     "prompt and decoding": [60] + [1] * (LENGTH - 60),
     "whole": [LENGTH],
 }
-ANGLES = 1e-5
-"""Rotary angles are fp32 in every precision: where a text stands elsewhere, they differ by so much."""
-by_positions = pytest.mark.parametrize(("positions", "tolerance"), [("none", EXACT), ("rope", ANGLES)])
+by_positions = pytest.mark.parametrize("positions", ["none", "rope"])
 by_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
 
 
@@ -123,7 +121,7 @@ def test_the_window_acts() -> None:
 
 @by_positions
 @by_schedule
-def test_packed_documents_are_separate_documents(schedule: dict, positions: str, tolerance: float) -> None:
+def test_packed_documents_are_separate_documents(schedule: dict, positions: str) -> None:
     model, ids_BS = hybrid_model(positions=positions, **schedule), draw_ids(2, 70)
     borders = [[0, 9, 10, 42, 70], [0, 33, 70]]
     document_BS = torch.stack([
@@ -134,15 +132,13 @@ def test_packed_documents_are_separate_documents(schedule: dict, positions: str,
         packed_BSD = model(ids_BS, document_BS=document_BS).hidden_BSD
         for row, of_row in enumerate(borders):
             alone = [model(ids_BS[row : row + 1, start:end]).hidden_BSD[0] for start, end in pairwise(of_row)]
-            assert worst(packed_BSD[row], torch.cat(alone)) < tolerance
+            assert worst(packed_BSD[row], torch.cat(alone)) < EXACT
 
 
 @pytest.mark.parametrize("before", [5, 40], ids=["short", "long"])
 @by_positions
 @by_schedule
-def test_padding_changes_neither_outputs_nor_states(
-    schedule: dict, positions: str, tolerance: float, before: int
-) -> None:
+def test_padding_changes_neither_outputs_nor_states(schedule: dict, positions: str, before: int) -> None:
     """In front of a text and behind it."""
     model, ids_BS, behind = hybrid_model(positions=positions, **schedule), draw_ids(1, 30), 7
     padded_BS = torch.nn.functional.pad(ids_BS, (before, behind), value=3)
@@ -153,7 +149,7 @@ def test_padding_changes_neither_outputs_nor_states(
         expected = model(ids_BS, state=whole)
         found_BSD = model(padded_BS, real_BC=real_BC).hidden_BSD[:, before : before + 30]
         model(padded_BS, real_BC=real_BC, state=padded)
-    assert worst(found_BSD, expected.hidden_BSD) < tolerance
+    assert worst(found_BSD, expected.hidden_BSD) < EXACT
     for one, other in zip(padded.layers, whole.layers, strict=True):
         tensors = one.tensors()
         for name, tensor in other.tensors().items():
@@ -161,11 +157,11 @@ def test_padding_changes_neither_outputs_nor_states(
             if name.endswith("BGCA"):
                 mine = mine[:, :, before : before + 30]
             if name != "keys_BGCA" or positions == "none":  # else turned by a position that differs by `before`
-                assert worst(mine, tensor) < tolerance, name
+                assert worst(mine, tensor) < EXACT, name
 
 
 @by_positions
-def test_a_padded_batch_goes_on_as_each_of_its_texts(positions: str, tolerance: float) -> None:
+def test_a_padded_batch_goes_on_as_each_of_its_texts(positions: str) -> None:
     model, ids_BS = hybrid_model(positions=positions, **SCHEDULES["hybrid"]), draw_ids(2, 30)
     length, lengths = 20, [20, 13]
     prompt_BS, real_BC = torch.zeros(2, length, dtype=torch.int64), torch.zeros(2, 30, dtype=torch.bool)
@@ -177,7 +173,7 @@ def test_a_padded_batch_goes_on_as_each_of_its_texts(positions: str, tolerance: 
         further_BSD = model(ids_BS[:, 20:], real_BC=real_BC, state=state).hidden_BSD
         for row, size in enumerate(lengths):
             text_BS = torch.cat((ids_BS[row, :size], ids_BS[row, 20:]))[None]
-            assert worst(further_BSD[row], model(text_BS).hidden_BSD[0, size:]) < tolerance
+            assert worst(further_BSD[row], model(text_BS).hidden_BSD[0, size:]) < EXACT
 
 
 @by_schedule
