@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from training_runs import Finished, Outcome
 
 from chronomoe import evaluate
 from chronomoe.data.packing import prepare_corpus
-from chronomoe.entry import guarded
 from chronomoe.model.lm import number_documents
 from chronomoe.settings import InputError
 from chronomoe.study.routing_readings import AVERAGED
@@ -42,16 +41,10 @@ def two_domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(configure: Callable[..., Any], two_domains: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    from chronomoe.run import run
-
-    directory = tmp_path_factory.mktemp("trained") / "run"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("chronomoe.run.draw", lambda run_dir: None)
-        data = [f"data.path={two_domains}", "data.val_fraction=0.5", "data.val_sequences=64"]
-        steps = ["trainer.max_steps=20", "trainer.eval_every_steps=10", "trainer.keep_every_steps=10"]
-        run(configure(*data, *steps, "optim.lr=1e-2"), directory)
-    return Finished(directory)
+def trained(trained_run: Callable[..., Path], two_domains: Path) -> Finished:
+    data = [f"data.path={two_domains}", "data.val_fraction=0.5", "data.val_sequences=64"]
+    steps = ["trainer.max_steps=20", "trainer.eval_every_steps=10", "trainer.keep_every_steps=10"]
+    return Finished(trained_run(*data, *steps, "optim.lr=1e-2"))
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +56,8 @@ def evaluation(trained: Finished) -> dict[str, Any]:
 
 
 @pytest.fixture
-def command(trained: Finished, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Evaluate:
-    def command(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["evaluate", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            guarded(evaluate.main)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Outcome(code, *capfd.readouterr())
-
-    return command
+def command(outcome_of: Callable[..., Outcome]) -> Evaluate:
+    return partial(outcome_of, evaluate.main)
 
 
 def test_the_command_writes_json_and_figure_and_prints_a_table(command: Evaluate, trained: Finished) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,39 +11,24 @@ from training_runs import Finished, Outcome
 
 from chronomoe import generate
 from chronomoe.data.tokenizer import load_tokenizer
-from chronomoe.entry import guarded
 
 Generate = Callable[..., Outcome]
 
 
 @pytest.fixture(scope="module")
-def trained(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of twenty steps, its figures left out."""
-    from chronomoe.run import run
-
-    directory = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("chronomoe.run.draw", lambda run_dir: None)
-        run(configure("trainer.max_steps=20", "trainer.eval_every_steps=10", "optim.lr=1e-2"), directory)
-    return directory
+def trained(trained_run: Callable[..., Path]) -> Path:
+    return trained_run("trainer.max_steps=20", "trainer.eval_every_steps=10", "optim.lr=1e-2")
 
 
 @pytest.fixture
-def say(trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Generate:
+def say(trained: Path, outcome_of: Callable[..., Outcome]) -> Generate:
     """say(*arguments): the command, on the trained run, with the prompt "the slow" unless told otherwise."""
 
     def say(*arguments: str) -> Outcome:
         defaults = [f"run={trained}", "prompt=the slow", "max_new_tokens=20"]
         given = {argument.split("=")[0] for argument in arguments}
         kept = [default for default in defaults if default.split("=")[0] not in given]
-        monkeypatch.setattr(sys, "argv", ["generate", *kept, *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            guarded(generate.main)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Outcome(code, *capfd.readouterr())
+        return outcome_of(generate.main, *kept, *arguments)
 
     return say
 
@@ -120,11 +103,7 @@ def test_a_run_without_a_tokenizer_or_checkpoint_gets_one_line(say: Generate, tr
     assert len(outcome.stderr.splitlines()) == 1
 
 
-def test_a_prompt_that_was_left_out_is_asked_for(
-    trained: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["generate", f"run={trained}"])
-    with pytest.raises(SystemExit) as left:
-        guarded(generate.main)
-    assert left.value.code == 2
-    assert capfd.readouterr().err == "error: prompt must be given: add prompt=… to the command\n"
+def test_a_prompt_that_was_left_out_is_asked_for(trained: Path, outcome_of: Callable[..., Outcome]) -> None:
+    outcome = outcome_of(generate.main, f"run={trained}")
+    assert outcome.code == 2
+    assert outcome.stderr == "error: prompt must be given: add prompt=… to the command\n"

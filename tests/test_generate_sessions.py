@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,6 @@ from training_runs import Outcome
 
 from chronomoe import generate
 from chronomoe.data.tokenizer import load_tokenizer
-from chronomoe.entry import guarded
 from chronomoe.saved_generation import load_session
 from chronomoe.settings import RunFailed
 
@@ -32,36 +30,17 @@ by_drawing = pytest.mark.parametrize("drawing", DRAWING.values(), ids=DRAWING.ke
 
 
 @pytest.fixture(scope="module")
-def runs(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Runs of a few steps, their figures left out."""
-    from chronomoe.run import run
-
-    folders = {}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("chronomoe.run.draw", lambda run_dir: None)
-        for name, overrides in KINDS.items():
-            folders[name] = tmp_path_factory.mktemp(name)
-            steps = ("trainer.max_steps=6", "trainer.eval_every_steps=6", "optim.lr=1e-2", "model.max_seq_len=128")
-            run(configure(*steps, *overrides), folders[name])
-    return folders
+def runs(trained_run: Callable[..., Path]) -> dict[str, Path]:
+    """Runs of a few steps."""
+    steps = ("trainer.max_steps=6", "trainer.eval_every_steps=6", "optim.lr=1e-2", "model.max_seq_len=128")
+    return {name: trained_run(*steps, *overrides) for name, overrides in KINDS.items()}
 
 
 @pytest.fixture
-def say(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Say:
+def say(monkeypatch: pytest.MonkeyPatch, outcome_of: Callable[..., Outcome], tmp_path: Path) -> Say:
     """say(run, *arguments): the command, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def say(run: Path, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["generate", f"run={run}", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            guarded(generate.main)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Outcome(code, *capfd.readouterr())
-
-    return say
+    return lambda run, *arguments: outcome_of(generate.main, f"run={run}", *arguments)
 
 
 def said(outcome: Outcome) -> str:

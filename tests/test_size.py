@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ from training_runs import Outcome
 
 from chronomoe import size
 from chronomoe.config import compose_config
-from chronomoe.entry import guarded
 from chronomoe.model.lm import LanguageModel
 from chronomoe.model.sizing import size_of
 
@@ -21,20 +20,9 @@ Ask = Callable[..., Outcome]
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
+def ask(outcome_of: Callable[..., Outcome]) -> Ask:
     """ask(*arguments): the command."""
-
-    def ask(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["size", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            guarded(size.main)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Outcome(code, *capfd.readouterr())
-
-    return ask
+    return partial(outcome_of, size.main)
 
 
 @pytest.fixture

@@ -151,10 +151,44 @@ def train(configure: Callable[..., Any], tmp_path: Path, undrawn: None) -> Calla
     return train
 
 
+@pytest.fixture(scope="session")
+def trained_run(configure: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """trained_run(*overrides): the directory of a tiny run in this process, its figures left out."""
+
+    def make(*overrides: str) -> Path:
+        from chronomoe.run import run
+
+        directory = tmp_path_factory.mktemp("trained") / "run"
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("chronomoe.run.draw", lambda run_dir: None)
+            run(configure(*overrides), directory)
+        return directory
+
+    return make
+
+
 class Outcome(NamedTuple):
     code: int
     stdout: str
     stderr: str
+
+
+@pytest.fixture
+def outcome_of(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """outcome_of(main, *arguments): `python -m chronomoe.… key=value …` in this process."""
+    from chronomoe.entry import guarded
+
+    def outcome_of(main: Callable[[], Any], *arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", [main.__module__, *arguments])
+        capfd.readouterr()
+        code = 0
+        try:
+            guarded(main)
+        except SystemExit as left:
+            code = int(left.code or 0)
+        return Outcome(code, *capfd.readouterr())
+
+    return outcome_of
 
 
 @pytest.fixture
