@@ -14,8 +14,11 @@ import torch
 from training_runs import Finished, differences
 
 from chronomoe.chrono.laws import LAWS
+from chronomoe.evaluate import EvaluateSettings, evaluate
 from chronomoe.generate import load_model
 from chronomoe.settings import Stopped
+from chronomoe.study.figures import draw_run
+from chronomoe.study.run import Run
 from chronomoe.training.telemetry import Telemetry
 
 Train = Callable[..., Finished]
@@ -111,3 +114,18 @@ def test_the_balance_of_a_whole_step_looks_ahead_in_a_hybrid_too(train: Train) -
     run = train(*HYBRID, *scope)
     assert (run.routing["tokens_per_expert"].sum(axis=-1) == ASSIGNMENTS).all()
     assert np.isfinite(losses(run)).all()
+
+
+def test_every_metric_reads_every_block_of_a_hybrid(train: Train) -> None:
+    run = train(*HYBRID, "router=cdrmix", "chrono.phi=true", "trainer.max_steps=6")
+    layers = [f"router/layer_{layer:02}/max_vio" for layer in range(3)]
+    for name in ("router/load_entropy", "router/dropped_frac", "chrono/follow", "chrono/phi_excess", *layers):
+        found = run.column(name)
+        assert len(found) == 6, name
+        assert np.isfinite(found[1:]).all(), name  # a step has no field to follow before the first tick
+    settings = EvaluateSettings(run=str(run.directory), permutations=199, resamples=1000)
+    trained = evaluate(run.directory, settings)["trained"]
+    assert len(trained["layers"]) == 3
+    assert np.isfinite([layer["expert_information"] for layer in trained["layers"]]).all()
+    assert trained["mean"]["dropped_frac"] == 0  # evaluation drops nothing
+    assert {path.name for path in draw_run(Run.load(run.directory))} >= {"loss.png", "usage.png", "control.png"}
