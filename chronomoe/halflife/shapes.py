@@ -89,6 +89,11 @@ class Fits(NamedTuple):
     """b: slope per chunk, amplitude a, height of the step."""
     parameter_BF: NDArray[np.float64]
 
+    def curve(self, row: int, family: int, k: ArrayLike) -> NDArray[np.float64]:
+        """One fitted shape under one weighting, at chunk k."""
+        level, effect, parameter = (of[row, family] for of in (self.level_BF, self.effect_BF, self.parameter_BF))
+        return curve_of(FAMILIES[family], level, effect, parameter, k)
+
 
 @lru_cache(maxsize=64)
 def shape_candidates(chunks: int, least_tau: float = LEAST_TAU) -> Candidates:
