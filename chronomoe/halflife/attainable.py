@@ -54,7 +54,9 @@ def attainable_range(pressure: Pressure, inputs: Inputs, start: float) -> Attain
     return Attainable(low, high, start, low <= start / 2 <= high, frozen)
 
 
-def variance_shares(terms: Mapping[str, NDArray[np.float64]], pressure_N: NDArray[np.float64]) -> dict[str, float] | None:
+def variance_shares(
+    terms: Mapping[str, NDArray[np.float64]], pressure_N: NDArray[np.float64]
+) -> dict[str, float] | None:
     """Of every term, and of `clipping`: what the pressure is beside their sum. None where the pressure does not vary."""
     if np.ptp(pressure_N) <= ROUNDING * np.abs(pressure_N).max():
         return None

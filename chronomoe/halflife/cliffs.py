@@ -21,7 +21,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.documented import ols_slope
 from chronomoe.halflife.noise import ar1_noise, mad_deviation, noise_deviation
 from chronomoe.halflife.series import FEWEST_CHUNKS
 from chronomoe.halflife.shapes import EXPONENTIAL, LINEAR, STEP, curve_of, fit, moments
@@ -35,6 +34,7 @@ LEAST_DROP = 0.1
 """Of the attainable range."""
 BLOCK = 5
 LARGEST_EXCHANGEABLE_PHI = 0.2
+ROUNDING = 1e-9
 
 
 class Cliff(NamedTuple):
@@ -103,7 +103,9 @@ def fall(value_RK: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np
 
 
 def surrogate_p(value_K: NDArray[np.float64], phi: float, rng: np.random.Generator, draws: int = DRAWS) -> float:
-    surrogate_RK = smooth_trend(value_K, phi) + noise_deviation(value_K, phi) * ar1_noise(rng, (draws, len(value_K)), phi)
+    surrogate_RK = smooth_trend(value_K, phi) + noise_deviation(value_K, phi) * ar1_noise(
+        rng, (draws, len(value_K)), phi
+    )
     as_far = fall(surrogate_RK)[0] >= fall(value_K[None])[0]
     return float((1 + as_far.sum()) / (1 + draws))
 
@@ -124,13 +126,23 @@ def place_interval(value_K: NDArray[np.float64], phi: float, rng: np.random.Gene
 
 
 def permutation_p(value_K: NDArray[np.float64], block: int, rng: np.random.Generator) -> float:
-    """Of the CUSUM when blocks of residuals of the least-squares line are put in random order."""
-    k = np.arange(len(value_K))
-    rest_K = value_K - ols_slope(value_K) * k
-    rest_K = rest_K - rest_K.mean()
+    """Of the CUSUM when blocks of residuals of the least-squares line are put in random order, and a line fitted again."""
+    rest_K = without_line(value_K)
     order_RK = np.argsort(rng.random((DRAWS, -(-len(value_K) // block))), axis=-1)
     order_RK = (order_RK[..., None] * block + np.arange(block)).reshape(DRAWS, -1)
     order_RK = order_RK[order_RK < len(value_K)].reshape(DRAWS, -1)
-    # the same for every order: deviation sqrt(K)
-    observed, permuted_R = (np.abs(np.cumsum(rest, axis=-1)).max(axis=-1) for rest in (rest_K, rest_K[order_RK]))
-    return float((1 + (permuted_R >= observed - 1e-12).sum()) / (1 + DRAWS))
+    as_far = cusum(without_line(rest_K[order_RK])) >= cusum(rest_K) * (1 - ROUNDING)
+    return float((1 + as_far.sum()) / (1 + DRAWS))
+
+
+def without_line(value_RK: NDArray[np.float64]) -> NDArray[np.float64]:
+    k = np.arange(value_RK.shape[-1]) - (value_RK.shape[-1] - 1) / 2
+    rest_RK = value_RK - value_RK.mean(axis=-1, keepdims=True)
+    return rest_RK - (rest_RK @ k / (k @ k))[..., None] * k
+
+
+def cusum(rest_RK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of every row, which sums to 0; 0 where nothing is left."""
+    peak_R = np.abs(np.cumsum(rest_RK, axis=-1)).max(axis=-1)
+    scale_R = np.sqrt((rest_RK**2).sum(axis=-1))
+    return np.divide(peak_R, scale_R, out=np.zeros_like(peak_R), where=scale_R > 0)

@@ -65,4 +65,8 @@ def refusal(arm: Sequence[Series], phi: float) -> str | None:
         return f"{low} of {len(arm)} series start at or below 0, where half means nothing"
     noise_S = np.array([noise_deviation(series.observed_K, phi) for series in arm])
     ratio = float(np.nanmedian(noise_S / baseline_S))
-    return f"noise is {ratio:.2f} of the baseline; above {LARGEST_NOISE} it crosses half by itself" if ratio > LARGEST_NOISE else None
+    return (
+        f"noise is {ratio:.2f} of the baseline; above {LARGEST_NOISE} it crosses half by itself"
+        if ratio > LARGEST_NOISE
+        else None
+    )

@@ -44,7 +44,9 @@ class Fitted(NamedTuple):
 def by_tau(fitted: Fitted, identifiable: bool) -> HalfLife:
     if fitted.family != "exponential":
         return HalfLife(None, "undefined")
-    return HalfLife(fitted.parameter * float(np.log(2)), "reached") if identifiable else HalfLife(None, "not identifiable")
+    return (
+        HalfLife(fitted.parameter * float(np.log(2)), "reached") if identifiable else HalfLife(None, "not identifiable")
+    )
 
 
 def by_threshold(fitted: Fitted) -> HalfLife:

@@ -56,7 +56,11 @@ def identify(value_K: NDArray[np.float64], phi: float, rng: np.random.Generator)
     chunks = len(value_K)
     is_exponential_G = shape_candidates(chunks).family_G == EXPONENTIAL
     one_K, x_GK, xx_G, _ = design(chunks, chunks, phi)
-    x_GK, xx_G, tau_G = x_GK[is_exponential_G], xx_G[is_exponential_G], shape_candidates(chunks).parameter_G[is_exponential_G]
+    x_GK, xx_G, tau_G = (
+        x_GK[is_exponential_G],
+        xx_G[is_exponential_G],
+        shape_candidates(chunks).parameter_G[is_exponential_G],
+    )
     y_K = whiten(value_K, phi)
     y_K = y_K - one_K * (one_K @ y_K / (one_K @ one_K))
     xy_G = x_GK @ y_K

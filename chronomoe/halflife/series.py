@@ -42,10 +42,14 @@ class Series:
     def __post_init__(self) -> None:
         name = f"series of prompt {self.prompt}, seed {self.seed}"
         if self.value_K.ndim != 1 or not len(self.value_K):
-            raise InputError(f"{name}: shape {list(self.value_K.shape)}; one number a chunk is needed, at least one chunk")
+            raise InputError(
+                f"{name}: shape {list(self.value_K.shape)}; one number a chunk is needed, at least one chunk"
+            )
         bad = np.flatnonzero(~np.isfinite(self.value_K))
         if len(bad):
-            raise InputError(f"{name}: chunk {bad[0]} is {self.value_K[bad[0]]}; leave the series out or measure it again")
+            raise InputError(
+                f"{name}: chunk {bad[0]} is {self.value_K[bad[0]]}; leave the series out or measure it again"
+            )
         if self.stop not in get_args(Stop):
             raise InputError(f"{name}: stop={self.stop}; it is one of {', '.join(get_args(Stop))}")
         if self.degenerate_K is not None and self.degenerate_K.shape != self.value_K.shape:
