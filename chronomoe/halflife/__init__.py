@@ -1,1 +1,1 @@
-"""How continuation pressure falls over a long generation: half-life, shape, cliffs. Numbers in, numbers out; no models."""
+"""How pressure falls over a long generation: half-life, shape, cliffs. Numbers in, numbers out; knows no models."""

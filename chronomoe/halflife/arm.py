@@ -1,9 +1,10 @@
 """Everything that is said about one quantity of one arm: its series one by one, and the arm as a whole.
 
     arm = the series of one model under one condition, prompts x seeds, P_0 ... P_(K-1) each
-Every series is fitted by itself with the arm's phi; the arm is fitted with one shape and a level of each series. The arm's
-shape must stand against prompts as well as against noise: constant is rejected only if, besides AICc, the interval of the
-effect over prompts leaves out 0. Series that differ in their slopes would else make a trend of any mean.
+Every series is fitted by itself with the arm's phi; the arm is fitted with one shape and a level of each series. The
+arm's shape must stand against prompts as well as against noise: constant is rejected only if, besides AICc, the
+interval of the effect over prompts leaves out 0. Series that differ in their slopes would else make a trend of any
+mean.
 
 Axes: S series, B resamples, F families.
 """
@@ -11,7 +12,7 @@ Axes: S series, B resamples, F families.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,9 +21,9 @@ from numpy.typing import NDArray
 
 from chronomoe.halflife.cliffs import Cliff, find_cliffs
 from chronomoe.halflife.documented import Documented, documented_decay
-from chronomoe.halflife.events import half_events, refusal
+from chronomoe.halflife.events import refusal
 from chronomoe.halflife.half_life import Fitted, HalfLife, by_midpoint, by_tau, by_threshold, documented
-from chronomoe.halflife.identifiability import Identified, identify, judge
+from chronomoe.halflife.identifiability import Draws, Known, fault, known, residual_draws
 from chronomoe.halflife.intervals import Interval, cluster_interval, cluster_weights
 from chronomoe.halflife.noise import noise_deviation, pooled_phi
 from chronomoe.halflife.series import FEWEST_CHUNKS, Series, prompt_indices, shortage
@@ -30,14 +31,13 @@ from chronomoe.halflife.shapes import (
     EXPONENTIAL,
     FAMILIES,
     Fits,
-    Moments,
     Verdict,
     akaike_weights,
     decide,
     fit,
     moments,
 )
-from chronomoe.halflife.survival import incidence, kaplan_meier, log_log_band, median_time, restricted_mean, risk_table
+from chronomoe.halflife.survival import Survival, survive
 from chronomoe.settings import InputError
 from chronomoe.study.progress import progress
 
@@ -48,35 +48,15 @@ class Shape(NamedTuple):
     verdict: Verdict
     fitted: Fitted
     """Of lowest AICc; the constant where the verdict is stable."""
+    known: Known | None
+    """Intervals of its effect and its tau or k*; None of a constant."""
+    fault: str | None
+    """Why the tau of a fitted exponential is not identifiable; None if it is, and of other shapes."""
     aicc_F: NDArray[np.float64]
     weight_F: NDArray[np.float64]
-    identified: Identified | None
-    """None unless the lowest AICc is the exponential's."""
     by_tau: HalfLife
     by_threshold: HalfLife
     by_midpoint: HalfLife
-
-
-class Survival(NamedTuple):
-    """Time to half over prompts x seeds; one row of each curve per chunk from 0 on."""
-
-    at_risk_T: NDArray[np.float64]
-    half_T: NDArray[np.float64]
-    stopped_T: NDArray[np.float64]
-    survival_T: NDArray[np.float64]
-    """Kaplan-Meier: runs that ended themselves count as censored."""
-    low_T: NDArray[np.float64]
-    high_T: NDArray[np.float64]
-    half_incidence_T: NDArray[np.float64]
-    """Aalen-Johansen: runs that ended themselves compete."""
-    stopped_incidence_T: NDArray[np.float64]
-    median: Interval
-    """Chunks; None: not reached."""
-    median_band: tuple[float, float]
-    """By the log-log band, runs taken for independent; infinite where it does not fall to 1/2."""
-    restricted_mean: Interval
-    """Chunks, up to `horizon`."""
-    horizon: int
 
 
 @dataclass(frozen=True)
@@ -84,24 +64,26 @@ class Arm:
     series: Sequence[Series]
     phi: float
     noise: float
-    """Median over series of the deviation of the noise."""
+    """Median over series of the standard deviation of the noise."""
     shortage: str | None
     """What the arm lacks to be large enough."""
     shapes: list[Shape | None]
     """None of a series with fewer than FEWEST_CHUNKS chunks."""
     cliffs: list[Cliff | None]
+    """Likewise."""
     documented: list[tuple[Documented, HalfLife]]
     """As first published, on all chunks, degenerate ones too."""
     pooled: Shape | None
     """None where no series is long enough."""
     effect: Interval | None
-    """Over prompts, of the effect of the pooled shape of lowest AICc that is not constant."""
+    """Over prompts: of the effect of the pooled shape of lowest AICc that is not constant."""
     survival: Survival | None
     refusal: str | None
     """Why there is no survival."""
 
     @property
     def verdicts(self) -> Counter[Verdict]:
+        """Of the series that are long enough."""
         return Counter(shape.verdict for shape in self.shapes if shape is not None)
 
 
@@ -128,76 +110,54 @@ def measure_arm(arm: Sequence[Series], floor: float, ceiling: float, rng: np.ran
         documented=[(documented_decay(series.value_K), documented(series.value_K)) for series in arm],
         pooled=pooled,
         effect=effect,
-        survival=None if refused else survival(arm),
+        survival=None if refused else survive(arm),
         refusal=refused,
     )
 
 
 def series_shape(value_K: NDArray[np.float64], phi: float, floor: float, rng: np.random.Generator) -> Shape:
     fits = fit(moments([value_K], phi), np.ones((1, 1)))
-    exponential = best_family(fits.aicc_BF[0]) == EXPONENTIAL
-    identified = identify(value_K, phi, rng) if exponential else None
-    return shape(fits, decide(fits.aicc_BF[0]), identified, len(value_K), floor)
+    verdict = decide(fits.aicc_BF[0])
+    draws = None if verdict == "stable" else residual_draws(value_K, phi, best_family(fits), rng)
+    return shape(fits, verdict, draws, len(value_K), floor)
 
 
 def pooled_shape(arm: Sequence[Series], phi: float, floor: float) -> tuple[Shape, Interval]:
     """The shape of all series together, and the interval over prompts of its effect."""
-    of = moments([series.observed_K for series in arm], phi)
-    prompt_S = prompt_indices(arm)
+    of, prompt_S = moments([series.observed_K for series in arm], phi), prompt_indices(arm)
     fits = fit(of, np.ones((1, len(arm))))
     changing = 1 + int(fits.aicc_BF[0, 1:].argmin())
     effect = cluster_interval(lambda weight_BS: fit(of, weight_BS).effect_BF[:, changing], prompt_S)
-    chunks = max(len(series.observed_K) for series in arm)
-    identified = identify_arm(of, fits, phi, prompt_S, chunks) if changing == EXPONENTIAL else None
     stands = effect.low is not None and effect.high is not None and not effect.low <= 0 <= effect.high
     verdict = decide(fits.aicc_BF[0]) if stands else "stable"
-    return shape(fits, verdict, identified, chunks, floor), effect
+    draws = None
+    if verdict != "stable":
+        resampled = fit(of, cluster_weights(prompt_S))
+        noise = float(np.sqrt(fits.rss_BF[0, changing] / fits.chunks_B[0] / (1 - phi**2)))
+        columns = (resampled.effect_BF[:, changing], resampled.parameter_BF[:, changing])
+        draws = Draws(*columns, float(fits.effect_BF[0, changing]), noise)
+    return shape(fits, verdict, draws, max(len(series.observed_K) for series in arm), floor), effect
 
 
-def identify_arm(of: Moments, fits: Fits, phi: float, prompt_S: NDArray[np.int64], chunks: int) -> Identified:
-    drawn = fit(of, cluster_weights(prompt_S))
-    noise = float(np.sqrt(fits.rss_BF[0, EXPONENTIAL] / fits.chunks_B[0] / (1 - phi**2)))
-    amplitude = float(fits.effect_BF[0, EXPONENTIAL])
-    return judge(drawn.parameter_BF[:, EXPONENTIAL], drawn.effect_BF[:, EXPONENTIAL], amplitude, noise, chunks)
+def best_family(fits: Fits) -> int:
+    """Of the first weighting."""
+    return int(fits.aicc_BF[0].argmin())
 
 
-def best_family(aicc_F: NDArray[np.float64]) -> int:
-    return int(aicc_F.argmin())
-
-
-def shape(fits: Fits, verdict: Verdict, identified: Identified | None, chunks: int, floor: float) -> Shape:
-    """Of the first weighting in `fits`."""
-    aicc_F = fits.aicc_BF[0]
-    family = 0 if verdict == "stable" else best_family(aicc_F)
+def shape(fits: Fits, verdict: Verdict, draws: Draws | None, chunks: int, floor: float) -> Shape:
+    """Of the first weighting in `fits`; `draws` are None where the verdict is stable."""
+    family = 0 if draws is None else best_family(fits)
     level, effect, parameter = (float(of[0, family]) for of in (fits.level_BF, fits.effect_BF, fits.parameter_BF))
     fitted = Fitted(FAMILIES[family], level, effect, parameter, chunks)
-    knowable = verdict == "exponential" and identified is not None and identified.identifiable
+    unknowable = fault(draws, chunks) if draws is not None and family == EXPONENTIAL else None
     return Shape(
         verdict=verdict,
         fitted=fitted,
-        aicc_F=aicc_F,
-        weight_F=akaike_weights(aicc_F),
-        identified=identified,
-        by_tau=by_tau(fitted, knowable),
+        known=None if draws is None else known(draws),
+        fault=unknowable,
+        aicc_F=fits.aicc_BF[0],
+        weight_F=akaike_weights(fits.aicc_BF[0]),
+        by_tau=by_tau(fitted, identifiable=verdict == "exponential" and unknowable is None),
         by_threshold=by_threshold(fitted),
         by_midpoint=by_midpoint(fitted, floor),
-    )
-
-
-def survival(arm: Sequence[Series]) -> Survival:
-    events, prompt_S = half_events(arm), prompt_indices(arm)
-    table = risk_table(events, np.ones((1, len(arm))))
-    survival_BT, (low_BT, high_BT), (half_BT, stopped_BT) = kaplan_meier(table), log_log_band(table), incidence(table)
-    horizon = int(events.time_S.max())
-
-    def curves(weight_BS: NDArray[np.float64]) -> NDArray[np.float64]:
-        return kaplan_meier(risk_table(events, weight_BS))
-
-    rows: Iterable[NDArray[np.float64]] = (*table, survival_BT, low_BT, high_BT, half_BT, stopped_BT)
-    return Survival(
-        *(of[0] for of in rows),
-        median=cluster_interval(lambda weight_BS: median_time(curves(weight_BS)), prompt_S),
-        median_band=(float(median_time(low_BT)[0]), float(median_time(high_BT)[0])),
-        restricted_mean=cluster_interval(lambda weight_BS: restricted_mean(curves(weight_BS), horizon), prompt_S),
-        horizon=horizon,
     )

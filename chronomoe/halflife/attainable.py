@@ -3,9 +3,9 @@
     attainable = least and greatest pressure with every input at its 1st or 99th percentile (all combinations)
     share_i = cov(term_i, P) / var(P);   shares of all terms of a sum P add up to 1
     frozen_i = var and slope of P with input i at its mean, over those of P
-A half-life that lies outside the attainable range is not long, it is impossible; a pressure whose inputs are constants has
-one value. The pressure is a function of named inputs that is monotone in each of them, as all pressures here are: its
-extremes are at the corners.
+A half-life that lies outside the attainable range is not long, it is impossible; a pressure whose inputs are constants
+has one value. The pressure is a function of named inputs that is monotone in each of them, as all pressures here are:
+its extremes are at the corners.
 
 Axes: N observations, whatever runs and chunks they are of; C corners.
 """

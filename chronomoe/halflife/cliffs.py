@@ -3,10 +3,10 @@
     D = max over k of [mean(p_(k-5..k-1)) - mean(p_k..k+4)] / MAD deviation of the first differences
     null: the best smooth trend (line, or exponential with tau >= 2) + AR(1) noise with the arm's phi;
           p = (1 + #{D of a surrogate >= D}) / (1 + draws)
-A cliff has a p-value below the level after Benjamini and Hochberg over the arm's series, and a size: a drop of at least a
-tenth of the range the pressure can attain. Fast smooth decay is no cliff, hence the exponential in the null; noise that
-remembers is none, hence AR(1). The p-values of permutations beside it, of the CUSUM of what a line leaves, take neighbours
-for exchangeable; with phi above 0.2 they find cliffs in noise.
+A cliff has a p-value below the level after Benjamini and Hochberg over the arm's series, and a size: a drop of at least
+a tenth of the range the pressure can attain. Fast smooth decay is no cliff, hence the exponential in the null; noise
+that remembers is none, hence AR(1). The p-values of permutations beside it, of the CUSUM of what a line leaves, take
+neighbours for exchangeable; with phi above 0.2 they find cliffs in noise.
 
     CUSUM = max over k of |sum of the first k residuals| / (deviation sqrt(K))
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from chronomoe.halflife.noise import ar1_noise, mad_deviation, noise_deviation
 from chronomoe.halflife.series import FEWEST_CHUNKS
-from chronomoe.halflife.shapes import EXPONENTIAL, LINEAR, STEP, curve_of, fit, moments
+from chronomoe.halflife.shapes import EXPONENTIAL, LINEAR, STEP, fit, moments
 from chronomoe.study.significance import benjamini_hochberg
 
 WINDOW = 5
@@ -126,7 +126,7 @@ def place_interval(value_K: NDArray[np.float64], phi: float, rng: np.random.Gene
 
 
 def permutation_p(value_K: NDArray[np.float64], block: int, rng: np.random.Generator) -> float:
-    """Of the CUSUM when blocks of residuals of the least-squares line are put in random order, and a line fitted again."""
+    """Of the CUSUM when blocks of what the least-squares line leaves are put in random order and a line is fitted again."""
     rest_K = without_line(value_K)
     order_RK = np.argsort(rng.random((DRAWS, -(-len(value_K) // block))), axis=-1)
     order_RK = (order_RK[..., None] * block + np.arange(block)).reshape(DRAWS, -1)

@@ -2,8 +2,9 @@
 
     change = mean of the first 30% of chunks - mean of the last 30%;   slope = OLS on the chunk number
     change > 0.05: collapse;  < -0.05: increasing;  else: stable     (labels as first documented, for entropy / ln E)
-The labels have no error of their own: the interval over prompts says what chance does. Entropy also moves with the position in
-a text, so the change means something only beside that of human text of equal length, read by the same model.
+The labels have no error of their own: the interval over prompts says what chance does. Entropy also moves with the
+position in a text, so the change means something only beside that of human text of equal length, read by the same
+model.
 
 Axes: S series.
 """

@@ -1,10 +1,11 @@
 """When a run has lost half of its pressure, or how long it was seen not to have.
 
     event: the first five neighbouring chunks whose median is at or below half the mean of the first five chunks
-One chunk decides nothing: against a single first chunk, noise alone is called a half-life in almost every second run. The
-time of an event is the middle one of its five chunks; the time of a run without one is the middle of its last five, the
-last at which an event could have been seen. A run that ended itself (`stopped`) did not merely go out of sight: what ends
-a text may be what ends the pressure, so that is a competing event. A run shorter than five chunks was seen at time 0 only.
+One chunk decides nothing: against a single first chunk, noise alone is called a half-life in almost every second run.
+The time of an event is the middle one of its five chunks; the time of a run without one is the middle of its last five,
+the last at which an event could have been seen. A run that ended itself (`stopped`) did not merely go out of sight:
+what ends a text may be what ends the pressure, so that is a competing event. A run shorter than five chunks was seen at
+time 0 only.
 
 Axes: S series.
 """

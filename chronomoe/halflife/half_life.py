@@ -3,8 +3,8 @@
     by tau         tau ln 2: halving of the excess over the asymptote; of an identifiable exponential only
     by threshold   the fitted curve reaches p0/2, p0 its value at chunk 0
     by midpoint    it reaches (p0 + floor)/2, floor the least the pressure can be (attainable.py)
-    documented     the first chunk whose raw value is at most half of the first one; for comparison only: noise of a tenth
-                   around 0.45 that never falls meets it in 45% of runs of 50 chunks
+    documented     the first chunk whose raw value is at most half of the first one; for comparison only: noise of
+                   deviation 0.1 around 0.45 that never falls meets it in 45% of runs of 50 chunks
 A curve that would cross after its last chunk is censored there: the fit is not asked what it cannot know.
 """
 
@@ -24,7 +24,7 @@ class HalfLife(NamedTuple):
     chunks: float | None
     """Counted from chunk 0; of a censored one, the chunks without it. Times the tokens of a chunk gives tokens."""
     status: Status
-    """`unreachable`: the fitted curve never gets there; `undefined`: it starts at or below what it would have to reach."""
+    """`unreachable`: the fitted curve never gets there; `undefined`: it starts at or below where it would have to go."""
 
 
 class Fitted(NamedTuple):

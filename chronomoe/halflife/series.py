@@ -1,7 +1,7 @@
 """One quantity over the chunks of one run, what ended the run, and from where on its text is degenerate.
 
-A run is one prompt continued with one sampling seed. Its statistics use the chunks before the first degenerate one: from
-there on the model repeats itself, and what is measured is the repetition. Runs of one prompt are alike, so every
+A run is one prompt continued with one sampling seed. Its statistics use the chunks before the first degenerate one:
+from there on the model repeats itself, and what is measured is the repetition. Runs of one prompt are alike, so every
 interval resamples prompts, with all their seeds (intervals.py).
 
 Axes: K chunks of a run, which need not be as many in every run.
@@ -34,26 +34,24 @@ class Series:
     prompt: str
     seed: int
     stop: Stop = "K"
-    """`K`: all chunks that were asked for; `eos`: the model ended its text; `rule1`, `rule2`: a pause rule ended the run;
-    `degenerate`: stopped for repeating itself."""
+    """`K`: all chunks that were asked for; `eos`: the model ended its text; `rule1`, `rule2`: a pause rule ended the
+    run; `degenerate`: stopped for repeating itself."""
     degenerate_K: NDArray[np.bool_] | None = None
     """None: no chunk is degenerate."""
 
     def __post_init__(self) -> None:
-        name = f"series of prompt {self.prompt}, seed {self.seed}"
+        who = f"series of prompt {self.prompt}, seed {self.seed}"
         if self.value_K.ndim != 1 or not len(self.value_K):
             raise InputError(
-                f"{name}: shape {list(self.value_K.shape)}; one number a chunk is needed, at least one chunk"
+                f"{who}: shape {list(self.value_K.shape)}; one number a chunk is needed, at least one chunk"
             )
         bad = np.flatnonzero(~np.isfinite(self.value_K))
         if len(bad):
-            raise InputError(
-                f"{name}: chunk {bad[0]} is {self.value_K[bad[0]]}; leave the series out or measure it again"
-            )
+            raise InputError(f"{who}: chunk {bad[0]} is {self.value_K[bad[0]]}; leave it out or measure it again")
         if self.stop not in get_args(Stop):
-            raise InputError(f"{name}: stop={self.stop}; it is one of {', '.join(get_args(Stop))}")
+            raise InputError(f"{who}: stop={self.stop}; it is one of {', '.join(get_args(Stop))}")
         if self.degenerate_K is not None and self.degenerate_K.shape != self.value_K.shape:
-            raise InputError(f"{name}: {len(self.degenerate_K)} degenerate flags for {len(self.value_K)} chunks")
+            raise InputError(f"{who}: {len(self.degenerate_K)} degenerate flags for {len(self.value_K)} chunks")
 
     @cached_property
     def onset(self) -> int:

@@ -2,9 +2,9 @@
 
     y_k = c + b x_k + AR(1) noise;   x_k = k (linear),  exp(-k/tau) (exponential),  [k >= k*] (step),  0 (constant)
     AICc = n ln(RSS/n) + 2 q + 2 q (q + 1)/(n - q - 1)      q = 2, 3, 4, 4 with the variance (Hurvich and Tsai 1989)
-Least squares after whitening with the arm's phi, tau and k* profiled on a grid. The lowest AICc alone decides nothing: a
-grid of k* always finds some step in noise. Constant is rejected only if the best shape is REJECT ahead of it, and a shape
-is named only if it is NAME ahead of every other; between the two the series changes in an undetermined shape.
+Least squares after whitening with the arm's phi, tau and k* profiled on a grid. The lowest AICc alone decides nothing:
+a grid of k* always finds some step in noise. Constant is rejected only if the best shape is REJECT ahead of it, and a
+shape is named only if it is NAME ahead of every other; between the two the series changes in an undetermined shape.
 
 An exponential with tau beyond the run is a line within it, so tau ends at the number of chunks: with a longer grid the
 exponential contains the line, is never more than 2.4 behind it, and no line could ever be named.
@@ -110,7 +110,7 @@ def shape_candidates(chunks: int, least_tau: float = LEAST_TAU) -> Candidates:
 def design(candidates_chunks: int, chunks: int, phi: float, least_tau: float = LEAST_TAU) -> Design:
     """The whitened regressors of a series of `chunks` chunks, for candidates that may be made for longer ones.
 
-    A step is a candidate only where it leaves STEP_MARGIN chunks after it; else its regressor is 0 and explains nothing.
+    A step is a candidate where it leaves STEP_MARGIN chunks after it; elsewhere its regressor is 0 and explains nothing.
     """
     candidates = shape_candidates(candidates_chunks, least_tau)
     one_K = whiten(np.ones(chunks), phi)

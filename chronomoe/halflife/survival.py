@@ -13,13 +13,17 @@ Axes: B weightings, S series, T times 0, 1, ..., last.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.events import HALF, STOPPED, Events
+from chronomoe.halflife.events import HALF, STOPPED, Events, half_events
+from chronomoe.halflife.intervals import Interval, cluster_interval
+from chronomoe.halflife.series import Series, prompt_indices
+from chronomoe.settings import InputError
 
 Z = NormalDist().inv_cdf(0.975)
 
@@ -81,3 +85,54 @@ def restricted_mean(survival_BT: NDArray[np.float64], horizon: int) -> NDArray[n
     """RMST(horizon) in chunks, [B]; the horizon is a time at which some run was still seen."""
     assert horizon < survival_BT.shape[-1]
     return survival_BT[:, :horizon].sum(axis=-1)
+
+
+class Survival(NamedTuple):
+    """Time to half over prompts x seeds; one row of each curve per chunk from 0 on."""
+
+    table: RiskTable
+    """One weighting: every series once."""
+    survival_T: NDArray[np.float64]
+    """Kaplan-Meier: runs that ended themselves count as censored."""
+    low_T: NDArray[np.float64]
+    high_T: NDArray[np.float64]
+    half_incidence_T: NDArray[np.float64]
+    """Aalen-Johansen: runs that ended themselves compete."""
+    stopped_incidence_T: NDArray[np.float64]
+    median: Interval
+    """Chunks; None: not reached."""
+    median_band: tuple[float, float]
+    """By the log-log band, runs taken for independent; infinite where it does not fall to 1/2."""
+    restricted_mean: Interval
+    """Chunks, up to `horizon`."""
+    horizon: int
+
+
+def survive(arm: Sequence[Series], horizon: int | None = None) -> Survival:
+    """Survival of an arm; `horizon` in chunks for arms to be compared at the same one, by default the last time seen.
+
+    Raises InputError for a horizon beyond the last time that any run was seen.
+    """
+    events, prompt_S = half_events(arm), prompt_indices(arm)
+    last = int(events.time_S.max())
+    horizon = last if horizon is None else horizon
+    if not 0 <= horizon <= last:
+        raise InputError(f"horizon={horizon}: the last run was seen until chunk {last}; choose 0 to {last}")
+
+    def curve(weight_BS: NDArray[np.float64]) -> NDArray[np.float64]:
+        return kaplan_meier(risk_table(events, weight_BS))
+
+    table = risk_table(events, np.ones((1, len(arm))))
+    (low_BT, high_BT), (half_BT, stopped_BT) = log_log_band(table), incidence(table)
+    return Survival(
+        table=table,
+        survival_T=kaplan_meier(table)[0],
+        low_T=low_BT[0],
+        high_T=high_BT[0],
+        half_incidence_T=half_BT[0],
+        stopped_incidence_T=stopped_BT[0],
+        median=cluster_interval(lambda weight_BS: median_time(curve(weight_BS)), prompt_S),
+        median_band=(float(median_time(low_BT)[0]), float(median_time(high_BT)[0])),
+        restricted_mean=cluster_interval(lambda weight_BS: restricted_mean(curve(weight_BS), horizon), prompt_S),
+        horizon=horizon,
+    )
