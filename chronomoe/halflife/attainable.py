@@ -57,7 +57,7 @@ def attainable_range(pressure: Pressure, inputs: Inputs, start: float) -> Attain
 def variance_shares(
     terms: Mapping[str, NDArray[np.float64]], pressure_N: NDArray[np.float64]
 ) -> dict[str, float] | None:
-    """Of every term, and of `clipping`: what the pressure is beside their sum. None where the pressure does not vary."""
+    """Of every term, and of `clipping`: the pressure minus their sum. None where the pressure does not vary."""
     if np.ptp(pressure_N) <= ROUNDING * np.abs(pressure_N).max():
         return None
     parts = {**terms, "clipping": pressure_N - sum(terms.values())}

@@ -24,7 +24,7 @@ class HalfLife(NamedTuple):
     chunks: float | None
     """Counted from chunk 0; of a censored one, the chunks without it. Times the tokens of a chunk gives tokens."""
     status: Status
-    """`unreachable`: the fitted curve never gets there; `undefined`: it starts at or below where it would have to go."""
+    """`unreachable`: the fitted curve never gets there; `undefined`: it starts at or below its goal."""
 
 
 class Fitted(NamedTuple):

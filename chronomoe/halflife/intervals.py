@@ -2,7 +2,7 @@
 
     percentile = quantiles alpha/2 and 1 - alpha/2 of the resampled statistic
     BCa = quantiles Phi(z0 + (z0 + z)/(1 - a (z0 + z))) at z = Phi^-1(alpha/2) and Phi^-1(1 - alpha/2)
-    z0 = Phi^-1(share of resamples below the estimate),  a = sum d^3 / (6 (sum d^2)^1.5),  d = mean jackknife - jackknife
+    z0 = Phi^-1(share of resamples below the estimate),  a = sum d^3 / (6 (sum d^2)^1.5),  d = mean jackknife - own
 Seeds of one prompt share its text, so they are no independent draws; the jackknife leaves out a prompt at a time
 likewise. BCa (Efron 1987) corrects for bias and for a spread that changes with the value. A statistic is a function of
 weights: how often every series is in each resample. It may be infinite (a median that is not reached).

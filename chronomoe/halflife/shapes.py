@@ -110,7 +110,7 @@ def shape_candidates(chunks: int, least_tau: float = LEAST_TAU) -> Candidates:
 def design(candidates_chunks: int, chunks: int, phi: float, least_tau: float = LEAST_TAU) -> Design:
     """The whitened regressors of a series of `chunks` chunks, for candidates that may be made for longer ones.
 
-    A step is a candidate where it leaves STEP_MARGIN chunks after it; elsewhere its regressor is 0 and explains nothing.
+    A step is a candidate where it leaves STEP_MARGIN chunks after it; elsewhere its regressor is 0.
     """
     candidates = shape_candidates(candidates_chunks, least_tau)
     one_K = whiten(np.ones(chunks), phi)
@@ -196,10 +196,12 @@ def curve_of(family: Family, level: float, effect: float, parameter: float, k: A
         return level + effect * k_K
     if family == "exponential":
         return level + effect * np.exp(-k_K / parameter)
-    return level + effect * (k_K >= parameter) if family == "step" else np.full_like(k_K, level)
+    if family == "step":
+        return level + effect * (k_K >= parameter)
+    return np.full_like(k_K, level)
 
 
 def akaike_weights(aicc_BF: NDArray[np.float64]) -> NDArray[np.float64]:
     """exp(-dAICc/2), normalised to sum 1 over families."""
-    likelihood_BF = np.exp(-(aicc_BF - aicc_BF.min(axis=-1, keepdims=True)) / 2)
+    likelihood_BF: NDArray[np.float64] = np.exp(-(aicc_BF - aicc_BF.min(axis=-1, keepdims=True)) / 2)
     return likelihood_BF / likelihood_BF.sum(axis=-1, keepdims=True)

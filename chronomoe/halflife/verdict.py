@@ -24,8 +24,8 @@ def finding(arm: Arm, attainable: Attainable) -> str:
         return f"stable, variance 0{frozen}"
     found = describe(arm.pooled)
     if not attainable.half_reachable:
-        low, high = attainable.low, attainable.high
-        return f"{found}; half is out of reach: the inputs allow {low:.3g} to {high:.3g}, half is {attainable.start / 2:.3g}"
+        low, high, half = attainable.low, attainable.high, attainable.start / 2
+        return f"{found}; half is out of reach: the inputs allow {low:.3g} to {high:.3g}, half is {half:.3g}"
     return f"{found}; {timing(arm)}"
 
 
