@@ -25,7 +25,7 @@ from chronomoe.halflife.events import refusal
 from chronomoe.halflife.half_life import Fitted, HalfLife, by_midpoint, by_tau, by_threshold, documented
 from chronomoe.halflife.identifiability import Draws, Known, fault, known, residual_draws
 from chronomoe.halflife.intervals import Interval, cluster_interval, cluster_weights
-from chronomoe.halflife.noise import noise_deviation, pooled_phi
+from chronomoe.halflife.noise import noise_deviation
 from chronomoe.halflife.series import FEWEST_CHUNKS, Series, prompt_indices, shortage
 from chronomoe.halflife.shapes import (
     EXPONENTIAL,
@@ -33,6 +33,7 @@ from chronomoe.halflife.shapes import (
     Fits,
     Verdict,
     akaike_weights,
+    arm_phi,
     decide,
     fit,
     moments,
@@ -93,7 +94,7 @@ def measure_arm(arm: Sequence[Series], floor: float, ceiling: float, rng: np.ran
         raise InputError("the arm has no series: measure at least one prompt")
     values = [series.observed_K for series in arm]
     long_enough = [index for index, value_K in enumerate(values) if len(value_K) >= FEWEST_CHUNKS]
-    phi = pooled_phi(values)
+    phi = arm_phi(values)
     shapes: list[Shape | None] = [None] * len(arm)
     for index in progress(long_enough, "fitting", "series"):
         shapes[index] = series_shape(values[index], phi, floor, rng)

@@ -2,10 +2,10 @@
 
     y_k = curve_k + e_k;  e_k = phi e_(k-1) + u_k,  u_k independent,  sd(u) = sd(e) sqrt(1 - phi^2)
     phi = clip(1 + 2 (r - 0.02), 0, 0.95),  r = correlation of neighbouring first differences
-Differences of AR(1) noise have r = -(1 - phi)/2 whatever the level and the slope of the curve. A coefficient of each
-series by itself, read from residuals, takes a real step for persistence and hides it. Differences are centred at their
-median and clipped at 2.5 robust deviations, so that a jump is one difference of many. Clipping draws r towards 0, by
-0.02 in Gaussian noise (docs/decay.md has phi with and without), which is subtracted.
+Differences of AR(1) noise have r = -(1 - phi)/2 whatever the level and the slope of the curve, though not its bends:
+hence `shapes.arm_phi`. A coefficient of each series by itself, read from residuals, takes a real step for
+persistence and hides it. Differences are centred at their median and clipped at 2.5 robust deviations, so that a jump
+is one difference of many. Clipping draws r towards 0, by 0.02 in Gaussian noise (docs/decay.md), which is subtracted.
 
 Axes: S series, K chunks, B draws.
 """

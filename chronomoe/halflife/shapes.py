@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chronomoe.halflife.noise import whiten
+from chronomoe.halflife.noise import pooled_phi, whiten
 
 Family = Literal["constant", "linear", "exponential", "step"]
 Verdict = Literal["stable", "linear", "exponential", "step", "undetermined"]
@@ -181,12 +181,27 @@ def decide(aicc_F: NDArray[np.float64]) -> Verdict:
     """`stable` where constant is not rejected, `undetermined` where it is and no shape is NAME ahead."""
     order = np.argsort(aicc_F)
     best = int(order[0])
-    if not aicc_F[0] - aicc_F[best] >= REJECT:
+    if not aicc_F[0] >= aicc_F[best] + REJECT or best == 0:
         return "stable"
     if aicc_F[order[1]] - aicc_F[best] < NAME:
         return "undetermined"
     names: tuple[Verdict, ...] = ("stable", "linear", "exponential", "step")
     return names[best]
+
+
+def arm_phi(values: Sequence[NDArray[np.float64]]) -> float:
+    """phi of an arm: of its series, and once more of what their shapes leave where constant is rejected.
+
+    A fast and large decay is a run of like differences, which the first phi takes for persistence. Series for which
+    constant is not rejected stay as they are: a shape fitted to noise would take its persistence with it.
+    """
+    phi = pooled_phi(values)
+    rests = []
+    for value_K in values:
+        fits = fit(moments([value_K], phi), np.ones((1, 1)))
+        family = 0 if decide(fits.aicc_BF[0]) == "stable" else int(fits.aicc_BF[0].argmin())
+        rests.append(value_K - fits.curve(0, family, np.arange(len(value_K))))
+    return pooled_phi(rests)
 
 
 def curve_of(family: Family, level: float, effect: float, parameter: float, k: ArrayLike) -> NDArray[np.float64]:
@@ -203,5 +218,5 @@ def curve_of(family: Family, level: float, effect: float, parameter: float, k: A
 
 def akaike_weights(aicc_BF: NDArray[np.float64]) -> NDArray[np.float64]:
     """exp(-dAICc/2), normalised to sum 1 over families."""
-    likelihood_BF: NDArray[np.float64] = np.exp(-(aicc_BF - aicc_BF.min(axis=-1, keepdims=True)) / 2)
-    return likelihood_BF / likelihood_BF.sum(axis=-1, keepdims=True)
+    behind_BF = aicc_BF - aicc_BF.min(axis=-1, keepdims=True)
+    return np.exp(-behind_BF / 2) / np.exp(-behind_BF / 2).sum(axis=-1, keepdims=True, dtype=np.float64)

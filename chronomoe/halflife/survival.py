@@ -50,8 +50,7 @@ def hazard(count_BT: NDArray[np.float64], at_risk_BT: NDArray[np.float64]) -> ND
 
 def kaplan_meier(table: RiskTable) -> NDArray[np.float64]:
     """S(t) of the half-life with everything else as censoring, [B, T]; goes on as it is where nobody is at risk."""
-    survival_BT: NDArray[np.float64] = np.cumprod(1 - hazard(table.half_BT, table.at_risk_BT), axis=-1)
-    return survival_BT
+    return np.cumprod(1 - hazard(table.half_BT, table.at_risk_BT), axis=-1, dtype=np.float64)
 
 
 def incidence(table: RiskTable) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
