@@ -1,4 +1,4 @@
-"""Could chance alone have made the pairs differ so much? The sign-flip test, and Holm's correction for many cells.
+"""Could chance alone have made the pairs differ so much? The sign-flip test, and corrections for many cells.
 
     p = share of the 2^n ways to give the n differences signs whose sum is at least as far from 0 as the observed one
 If an arm does nothing, each pair is as likely to differ by d as by -d, and every way is as likely as the observed one:
@@ -8,6 +8,10 @@ the test needs no distribution (R. A. Fisher, The Design of Experiments, 1935). 
     corrected p_(i) = max over j <= i of min(1, (m - j + 1) p_(j)),  p_(1) <= ... <= p_(m)
 S. Holm (1979): the chance of a single false alarm among m cells stays below the level, however the cells depend on each
 other, which arms that share a baseline do.
+
+    corrected p_(i) = min over j >= i of min(1, m p_(j) / j)
+Y. Benjamini and Y. Hochberg (1995): of the cells below the level, the expected share of false alarms is at most the
+level, if the cells are independent or move together. For many cells of which several may be real.
 """
 
 from __future__ import annotations
@@ -61,4 +65,15 @@ def holm(p_values: Mapping[Cell, float]) -> dict[Cell, float]:
     for rank, cell in enumerate(sorted(p_values, key=lambda cell: p_values[cell])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[cell]))
         corrected[cell] = largest
+    return {cell: corrected[cell] for cell in p_values}
+
+
+def benjamini_hochberg(p_values: Mapping[Cell, float]) -> dict[Cell, float]:
+    """Cell -> its p-value corrected for the share of false alarms."""
+    corrected: dict[Cell, float] = {}
+    smallest = 1.0
+    ranked = sorted(p_values, key=lambda cell: p_values[cell])
+    for rank in range(len(ranked), 0, -1):
+        smallest = min(smallest, len(ranked) * p_values[ranked[rank - 1]] / rank)
+        corrected[ranked[rank - 1]] = smallest
     return {cell: corrected[cell] for cell in p_values}
