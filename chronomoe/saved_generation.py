@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,12 @@ from chronomoe.training.resuming import BROKEN
 
 SAMPLED = 256
 """Numbers of every tensor that a fingerprint is of."""
+
+FIELD = ("expert_bias_LE", "log_temperature_LE")
+
+
+class HasWeights(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass
@@ -63,10 +69,13 @@ class Session:
         save_tensors(saved, path)
 
 
-def fingerprint(model: LanguageModel) -> str:
-    """Of a part of every weight and of the field: enough to tell models apart, and fast for large ones."""
+def fingerprint(model: HasWeights, *, with_field: bool = True) -> str:
+    """Of a part of every weight and of the field: enough to tell models apart, and fast for large ones. Without the
+    field, of what it acts on."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        if not with_field and name.endswith(FIELD):
+            continue
         hasher.update(f"{name} {tuple(tensor.shape)}".encode())
         hasher.update(tensor.detach().flatten()[:SAMPLED].cpu().double().numpy().tobytes())
     return hasher.hexdigest()
