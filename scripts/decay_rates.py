@@ -13,17 +13,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.arm import pooled_shape
-from chronomoe.halflife.boundary import boundary_effect
-from chronomoe.halflife.cliffs import fall, permutation_p, place_interval, surrogate_p
-from chronomoe.halflife.documented import documented_decay
-from chronomoe.halflife.entropy import mean_interval
-from chronomoe.halflife.events import HALF, half_events
-from chronomoe.halflife.half_life import documented
-from chronomoe.halflife.identifiability import fault, residual_draws
-from chronomoe.halflife.noise import ar1_noise, pooled_phi
-from chronomoe.halflife.series import Series
-from chronomoe.halflife.shapes import EXPONENTIAL, FAMILIES, arm_phi, decide, fit, moments
+from chronomoe.decay.arm import pooled_shape
+from chronomoe.decay.boundary import boundary_effect
+from chronomoe.decay.cliffs import fall, permutation_p, place_interval, surrogate_p
+from chronomoe.decay.documented import documented_decay
+from chronomoe.decay.entropy import mean_interval
+from chronomoe.decay.events import HALF, half_events
+from chronomoe.decay.half_life import documented
+from chronomoe.decay.identifiability import fault, residual_draws
+from chronomoe.decay.noise import ar1_noise, pooled_phi
+from chronomoe.decay.series import Series
+from chronomoe.decay.shapes import EXPONENTIAL, FAMILIES, arm_phi, decide, fit, moments
 
 CHUNKS, ARM = 50, 20
 PHIS = (0.0, 0.3, 0.6)

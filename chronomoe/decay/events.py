@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.noise import noise_deviation
-from chronomoe.halflife.series import Series
+from chronomoe.decay.noise import noise_deviation
+from chronomoe.decay.series import Series
 
 WINDOW = 5
 LARGEST_NOISE = 0.25

@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from chronomoe.halflife.noise import pooled_phi, whiten
+from chronomoe.decay.noise import pooled_phi, whiten
 
 Family = Literal["constant", "linear", "exponential", "step"]
 Verdict = Literal["stable", "linear", "exponential", "step", "undetermined"]

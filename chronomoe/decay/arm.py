@@ -19,15 +19,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.cliffs import Cliff, find_cliffs
-from chronomoe.halflife.documented import Documented, documented_decay
-from chronomoe.halflife.events import refusal
-from chronomoe.halflife.half_life import Fitted, HalfLife, by_midpoint, by_tau, by_threshold, documented
-from chronomoe.halflife.identifiability import Draws, Known, fault, known, residual_draws
-from chronomoe.halflife.intervals import Interval, cluster_interval, cluster_weights
-from chronomoe.halflife.noise import noise_deviation
-from chronomoe.halflife.series import FEWEST_CHUNKS, Series, prompt_indices, shortage
-from chronomoe.halflife.shapes import (
+from chronomoe.decay.cliffs import Cliff, find_cliffs
+from chronomoe.decay.documented import Documented, documented_decay
+from chronomoe.decay.events import refusal
+from chronomoe.decay.half_life import Fitted, HalfLife, by_midpoint, by_tau, by_threshold, documented
+from chronomoe.decay.identifiability import Draws, Known, fault, known, residual_draws
+from chronomoe.decay.intervals import Interval, cluster_interval, cluster_weights
+from chronomoe.decay.noise import noise_deviation
+from chronomoe.decay.series import FEWEST_CHUNKS, Series, prompt_indices, shortage
+from chronomoe.decay.shapes import (
     EXPONENTIAL,
     FAMILIES,
     Fits,
@@ -38,7 +38,7 @@ from chronomoe.halflife.shapes import (
     fit,
     moments,
 )
-from chronomoe.halflife.survival import Survival, survive
+from chronomoe.decay.survival import Survival, survive
 from chronomoe.settings import InputError
 from chronomoe.study.progress import progress
 

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.events import HALF, STOPPED, Events, half_events
-from chronomoe.halflife.intervals import Interval, cluster_interval
-from chronomoe.halflife.series import Series, prompt_indices
+from chronomoe.decay.events import HALF, STOPPED, Events, half_events
+from chronomoe.decay.intervals import Interval, cluster_interval
+from chronomoe.decay.series import Series, prompt_indices
 from chronomoe.settings import InputError
 
 Z = NormalDist().inv_cdf(0.975)

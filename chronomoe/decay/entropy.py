@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.documented import ols_slope
-from chronomoe.halflife.intervals import Interval, cluster_interval
+from chronomoe.decay.documented import ols_slope
+from chronomoe.decay.intervals import Interval, cluster_interval
 
 SHARE = 0.3
 LARGEST_STABLE = 0.05

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.shapes import Family, curve_of
+from chronomoe.decay.shapes import Family, curve_of
 
 Status = Literal["reached", "censored", "unreachable", "not identifiable", "undefined"]
 

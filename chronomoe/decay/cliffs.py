@@ -21,9 +21,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.noise import ar1_noise, mad_deviation, noise_deviation
-from chronomoe.halflife.series import FEWEST_CHUNKS
-from chronomoe.halflife.shapes import EXPONENTIAL, LINEAR, STEP, fit, moments
+from chronomoe.decay.noise import ar1_noise, mad_deviation, noise_deviation
+from chronomoe.decay.series import FEWEST_CHUNKS
+from chronomoe.decay.shapes import EXPONENTIAL, LINEAR, STEP, fit, moments
 from chronomoe.study.significance import benjamini_hochberg
 
 WINDOW = 5

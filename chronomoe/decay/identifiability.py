@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chronomoe.halflife.noise import whiten
-from chronomoe.halflife.shapes import NUM_PARAMETERS, design, shape_candidates
+from chronomoe.decay.noise import whiten
+from chronomoe.decay.shapes import NUM_PARAMETERS, design, shape_candidates
 
 DRAWS = 1_000
 LEAST_AMPLITUDE = 2.0

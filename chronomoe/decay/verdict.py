@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from chronomoe.halflife.arm import Arm, Shape
-from chronomoe.halflife.attainable import Attainable
-from chronomoe.halflife.series import FEWEST_CHUNKS
+from chronomoe.decay.arm import Arm, Shape
+from chronomoe.decay.attainable import Attainable
+from chronomoe.decay.series import FEWEST_CHUNKS
 
 
 def conclusion(arm: Arm, attainable: Attainable) -> str:
