@@ -1,0 +1,1 @@
+"""The pressure half-life of models: measured, with nulls and intervals."""

@@ -1,0 +1,52 @@
+"""What P_mid of every chunk was made of: its inputs as arrays, its terms, and itself as a function of them.
+
+    P_mid = clip(0.4 tanh(1 - m) + 0.3 tanh q + 0.2 tanh(1/(1 + d_meso)) + 0.1 tanh dR, -1, 1)
+The formula stands in session/pressures.py; here it is taken apart, and tested to be the same.
+
+Axes: N chunks, of whatever texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chronomoe.halflife.recording import Recording
+from chronomoe.session.pressures import mid
+
+INPUTS = ("m", "q", "d_meso", "dR")
+Values = Mapping[str, NDArray[np.float64]]
+pressures = np.vectorize(mid, otypes=[np.float64])
+
+
+def pressure(inputs: Values) -> NDArray[np.float64]:
+    return np.asarray(pressures(*(inputs[name] for name in INPUTS)))
+
+
+def terms(inputs: Values) -> dict[str, NDArray[np.float64]]:
+    """Which sum up to P_mid, but for its clipping."""
+    return {
+        "m": 0.4 * np.tanh(1 - inputs["m"]),
+        "q": 0.3 * np.tanh(inputs["q"]),
+        "d_meso": 0.2 * np.tanh(1 / (1 + inputs["d_meso"])),
+        "dR": 0.1 * np.tanh(inputs["dR"]),
+    }
+
+
+def inputs_of(recordings: Sequence[Recording]) -> dict[str, NDArray[np.float64]]:
+    """Of every chunk before the first degenerate one, [N]."""
+    chunks = [chunk for recording in recordings for chunk in sound(recording)]
+    return {name: np.array([chunk.inputs[name] for chunk in chunks], dtype=np.float64) for name in INPUTS}
+
+
+def chunk_numbers(recordings: Sequence[Recording]) -> NDArray[np.int64]:
+    return np.array([chunk.index for recording in recordings for chunk in sound(recording)], dtype=np.int64)
+
+
+def sound(recording: Recording) -> list:
+    """The chunks before the first degenerate one."""
+    chunks = recording.telemetry.chunks
+    onset = next((number for number, chunk in enumerate(chunks) if chunk.degenerate), len(chunks))
+    return chunks[:onset]

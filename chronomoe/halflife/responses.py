@@ -1,0 +1,110 @@
+"""What an interruption does to the pressure of the chunks that follow, and what it costs.
+
+    R_j = mean of P_mid over the next j chunks, minus that of the same moment gone on from without interruption
+    W = -sum ln p(inserted token | context), nats;   efficacy = R_j / W
+Every arm starts from the same saved moment with the same random numbers. Differences are averaged per prompt, intervals
+resample prompts, p-values flip the signs of prompts and are corrected (Holm) over arms and doses. The sustaining dose is
+the least one whose pressure over the next chunks stays above half of its start with its whole interval.
+
+Axes: P prompts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from chronomoe.decay.entropy import mean_interval
+from chronomoe.decay.intervals import Interval
+from chronomoe.halflife.recording import Recording
+from chronomoe.study.significance import holm, sign_flip_p
+
+HORIZONS = (1, 3, 5)
+
+
+class Cell(NamedTuple):
+    """One arm at one dose."""
+
+    arm: str
+    dose: int
+    n: int
+    """Interruptions."""
+    prompts: int
+    response: dict[int, Interval]
+    """j -> R_j over prompts."""
+    p: float
+    corrected_p: float
+    """Of R at the longest horizon."""
+    work: float
+    """Mean W, nats."""
+    efficacy: float | None
+    """R at the longest horizon over W; None where nothing was inserted."""
+    level: Interval
+    """Mean P_mid over the chunks that followed."""
+
+
+def responses(recordings: Sequence[Recording]) -> list[Cell]:
+    """Of all interruptions; empty where there were none."""
+    found: dict[tuple[str, int], list[tuple[int, dict[str, Any], dict[str, Any]]]] = defaultdict(list)
+    number: dict[str, int] = {}
+    for recording in recordings:
+        prompt = number.setdefault(recording.prompt, len(number))
+        baseline = {row["at"]: row for row in recording.responses if row["arm"] == "none"}
+        for row in recording.responses:
+            same = baseline[row["at"]]
+            if row["arm"] != "none" and row["P_mid"] and same["P_mid"]:
+                found[row["arm"], row["dose"]].append((prompt, row, same))
+    p_values = {key: sign_flip_p(by_prompt(rows, HORIZONS[-1])) for key, rows in found.items()}
+    corrected = holm(p_values)
+    return [cell(key, rows, p_values[key], corrected[key]) for key, rows in found.items()]
+
+
+def cell(
+    key: tuple[str, int], rows: list[tuple[int, dict[str, Any], dict[str, Any]]], p: float, corrected_p: float
+) -> Cell:
+    prompt_S = renumbered([prompt for prompt, _, _ in rows])
+    response = {
+        j: mean_interval(np.array([difference(row, same, j) for _, row, same in rows]), prompt_S) for j in HORIZONS
+    }
+    work = float(np.mean([row["work"] for _, row, _ in rows]))
+    last = response[HORIZONS[-1]].estimate
+    return Cell(
+        arm=key[0],
+        dose=key[1],
+        n=len(rows),
+        prompts=int(prompt_S.max()) + 1,
+        response=response,
+        p=p,
+        corrected_p=corrected_p,
+        work=work,
+        efficacy=None if work == 0 or last is None else last / work,
+        level=mean_interval(np.array([np.mean(row["P_mid"]) for _, row, _ in rows]), prompt_S),
+    )
+
+
+def difference(row: dict[str, Any], same: dict[str, Any], horizon: int) -> float:
+    """Over as many chunks as both have, up to the horizon."""
+    j = min(horizon, len(row["P_mid"]), len(same["P_mid"]))
+    return float(np.mean(row["P_mid"][:j]) - np.mean(same["P_mid"][:j]))
+
+
+def by_prompt(rows: list[tuple[int, dict[str, Any], dict[str, Any]]], horizon: int) -> np.ndarray:
+    """Mean difference of every prompt, [P]."""
+    of: dict[int, list[float]] = defaultdict(list)
+    for prompt, row, same in rows:
+        of[prompt].append(difference(row, same, horizon))
+    return np.array([np.mean(values) for values in of.values()])
+
+
+def renumbered(prompts: list[int]) -> np.ndarray:
+    number: dict[int, int] = {}
+    return np.array([number.setdefault(prompt, len(number)) for prompt in prompts], dtype=np.int64)
+
+
+def sustaining_dose(cells: Sequence[Cell], arm: str, threshold: float) -> int | None:
+    """The least dose whose level stays above the threshold with its interval; None where none does."""
+    doses = [c.dose for c in cells if c.arm == arm and c.level.low is not None and c.level.low > threshold]
+    return min(doses, default=None)
