@@ -30,6 +30,8 @@ DECAY_J = np.array([2.0 ** (-1.0 / half_life) for half_life in HALF_LIVES])
 FAST, MID, SLOW = 0, 1, 2
 LEAST_UPDATES = 32
 """Before as many, the clocks have seen too little to differ."""
+ALIKE = 1e-12
+"""A spread of observations, which have unit norm, that is rounding."""
 
 Doubles = NDArray[np.float64]
 
@@ -106,7 +108,7 @@ class ClockHeads:
                 "give a longer prompt"
             )
         spread_J = np.sqrt(self.spread_J / (1 - DECAY_J ** (self.updates - 1)))
-        if not spread_J[MID:].all():
+        if spread_J[MID:].min() < ALIKE:
             raise RunFailed("signal d_meso: every token looks the same to the clocks, so that no distance is defined")
         mean_JX = self.mean_JX
         meso, macro = mean_JX[FAST] - mean_JX[MID], mean_JX[MID] - mean_JX[SLOW]

@@ -19,26 +19,30 @@ from chronomoe.session.reading import Floats, Integers
 from chronomoe.settings import InputError
 
 ROUNDS = 100
+CANDIDATES = 4
+"""Tokens tried for each first centre, of which the one stays that leaves least to describe."""
 
 
 def spherical_kmeans(x_NX: Floats, num_codes: int, seed: int) -> Doubles:
     """Unit centres, fp64 [B, X]. Raises InputError if there are fewer different tokens than codes.
 
-    The first centres are far apart (k-means++ on 1 - cosine); a centre that loses all its tokens takes the token that
+    The first centres are far apart (greedy k-means++ on 1 - cosine); a centre that loses all its tokens takes the token that
     its own centre describes worst.
     """
     rng = np.random.default_rng(seed)
     x_NX = x_NX.astype(np.float32)
     centre_BX = x_NX[rng.integers(len(x_NX))][None]
+    away_N = distance(x_NX, centre_BX)
     while len(centre_BX) < num_codes:
-        away_N = np.maximum(0.0, 1.0 - (x_NX @ centre_BX.T).max(axis=1).astype(np.float64))
-        away_N[away_N < 1e-6] = 0.0  # the same direction, up to rounding
         if not away_N.any():
             raise InputError(
                 f"the calibration text has {len(centre_BX)} tokens that differ and the codebook {num_codes} codes: "
                 "use a longer text"
             )
-        centre_BX = np.concatenate([centre_BX, x_NX[rng.choice(len(x_NX), p=away_N / away_N.sum())][None]])
+        drawn = rng.choice(len(x_NX), size=CANDIDATES, p=away_N / away_N.sum())
+        left = [np.minimum(away_N, distance(x_NX, x_NX[candidate][None])) for candidate in drawn]
+        best = int(np.argmin([rest.sum() for rest in left]))
+        centre_BX, away_N = np.concatenate([centre_BX, x_NX[drawn[best]][None]]), left[best]
     code_N = np.full(len(x_NX), -1)
     for _ in range(ROUNDS):
         cosine_NB = x_NX @ centre_BX.T
@@ -55,6 +59,12 @@ def spherical_kmeans(x_NX: Floats, num_codes: int, seed: int) -> Doubles:
                 centre_BX[code] = x_NX[fit_N.argmin()]
                 fit_N[fit_N.argmin()] = 1.0
     return np.stack([unit(centre_X.astype(np.float64)) for centre_X in centre_BX])
+
+
+def distance(x_NX: Floats, centre_BX: Floats) -> Doubles:
+    """1 - cosine to the nearest centre, [N]; 0 for the same direction, rounding or not."""
+    away_N = 1.0 - (x_NX @ centre_BX.T).max(axis=1).astype(np.float64)
+    return np.where(away_N > 1e-6, away_N, 0.0)
 
 
 def unit(x_X: Floats) -> Floats:
