@@ -42,6 +42,7 @@ from chronomoe.chrono.observation import Observation, gather_and_clear
 from chronomoe.chrono.record import RoutingRecord
 from chronomoe.chrono.watch import Watch
 from chronomoe.model.lm import LanguageModel
+from chronomoe.model.steerable import Steerable
 from chronomoe.processes import mean_over_processes
 
 
@@ -131,7 +132,7 @@ def mean_loss(module: Any) -> Tensor:
     return mean_over_processes(module.loss_sums["loss"] / module.micro_batches)
 
 
-def steer(model: LanguageModel, controller: Chronovisor, loss: Tensor | None = None) -> tuple[Observation, Field]:
+def steer(model: Steerable, controller: Chronovisor, loss: Tensor | None = None) -> tuple[Observation, Field]:
     """Sensor to field: read and clear what the model's routing did in this step, and set what it shall do in the
     next."""
     observation = gather_and_clear(model.sensor_LEC, model.probes)._replace(loss=loss)

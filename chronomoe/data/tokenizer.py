@@ -67,18 +67,19 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> LanguageTokenizer:
     return LanguageTokenizer(tokenizer, END_OF_DOCUMENT)
 
 
-def load_tokenizer(name: str) -> LanguageTokenizer:
-    """The tokenizer in a folder, or of a hub repository, that holds a `tokenizer.json`.
+def load_tokenizer(name: str, key: str = "data.tokenizer") -> LanguageTokenizer:
+    """The tokenizer in a folder, or of a hub repository, that holds a `tokenizer.json`; `key` is the setting that
+    named it.
 
     Its end-of-document token is the `eos_token` of the `tokenizer_config.json` beside it, else `<|endoftext|>`.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _downloaded(name)
+        folder = _downloaded(name, key)
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as error:  # the library raises bare Exception for a missing and for a broken file
-        raise InputError(f"data.tokenizer={name}: tokenizer.json cannot be read ({error}): give its folder") from error
+        raise InputError(f"{key}={name}: tokenizer.json cannot be read ({error}): give its folder") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
@@ -88,7 +89,7 @@ def load_tokenizer(name: str) -> LanguageTokenizer:
     if isinstance(eos_token, dict):
         eos_token = eos_token["content"]
     if tokenizer.token_to_id(eos_token) is None:
-        raise InputError(f"data.tokenizer={name}: no entry {eos_token!r}: name its eos_token in tokenizer_config.json")
+        raise InputError(f"{key}={name}: no entry {eos_token!r}: name its eos_token in tokenizer_config.json")
     return LanguageTokenizer(tokenizer, eos_token)
 
 
@@ -132,7 +133,7 @@ def check_vocabulary(tokenizer_size: int, model_vocab_size: int) -> None:
         )
 
 
-def _downloaded(name: str) -> Path:
+def _downloaded(name: str, key: str) -> Path:
     """The local folder of a hub repository's tokenizer files."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -146,7 +147,7 @@ def _downloaded(name: str) -> Path:
     except Exception as error:  # the client and its transport share no base class
         fault = str(error).strip().splitlines()[0]
         raise InputError(
-            f"data.tokenizer={name} is no folder, and not to be had from the hub ({fault}): give a folder"
+            f"{key}={name} is no folder, and not to be had from the hub ({fault}): give a folder"
         ) from error
 
 

@@ -8,9 +8,6 @@ from typing import Any
 from chronomoe.halflife.arms import REAL
 from chronomoe.halflife.quantities import PRIMARY
 
-STABLE = ("stable", "degenerate", "not measurable", "not identifiable")
-"""Beginnings of the conclusion of a null that shows nothing."""
-
 
 def table(found: dict[str, Any]) -> str:
     blocks = ["\n".join(lines(name, model)) for name, model in found["models"].items()]
@@ -55,7 +52,10 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
     yield from null_lines(model)
     for cell in model["perturbation"]["cells"]:
         responses = ", ".join(f"R_{j} {interval(found)}" for j, found in cell["response"].items())
-        yield f"  interruption  {cell['arm']} x {cell['dose']}: {responses}; W {number(cell['work'])} nats, p {cell['corrected_p']:.3f}"
+        yield (
+            f"  interruption  {cell['arm']} x {cell['dose']}: {responses}; W {number(cell['work'])} nats, "
+            f"p {cell['corrected_p']:.3f}"
+        )
     yield f"  conclusion    {model['conclusion']}"
 
 

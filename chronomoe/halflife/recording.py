@@ -101,8 +101,8 @@ def interrupt(session: Session, at: int, cuts: Interruptions) -> list[dict[str, 
     longest = max([0, *(dose for _, dose in cuts.variants())]) + cuts.num_chunks * session.settings.chunk_tokens
     if session.room < longest:
         raise InputError(
-            f"after chunk {at} no room for an interruption is left in the model's longest text: lower perturb_at, doses "
-            "or response_chunks"
+            f"after chunk {at} no room for an interruption is left in the model's longest text: lower perturb_at, "
+            "doses or response_chunks"
         )
     vocab_size = session.model.settings.vocab_size
     for arm, dose in cuts.variants():
@@ -123,7 +123,8 @@ def load_responses(path: Path) -> list[dict[str, Any]]:
 
 
 def recorded(path: Path, settings: SessionSettings, calibration: Calibration) -> Telemetry | None:
-    """What was recorded before; None if nothing. Raises InputError where it was with other settings or another model."""
+    """What was recorded before; None if nothing. Raises InputError where that was with other settings or another
+    model."""
     if not path.is_file():
         return None
     telemetry = read_telemetry(path)

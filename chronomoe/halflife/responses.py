@@ -2,9 +2,10 @@
 
     R_j = mean of P_mid over the next j chunks, minus that of the same moment gone on from without interruption
     W = -sum ln p(inserted token | context), nats;   efficacy = R_j / W
-Every arm starts from the same saved moment with the same random numbers. Differences are averaged per prompt, intervals
-resample prompts, p-values flip the signs of prompts and are corrected (Holm) over arms and doses. The sustaining dose is
-the least one whose pressure over the next chunks stays above half of its start with its whole interval.
+Every arm starts from the same saved moment with the same random numbers. Differences are averaged per prompt,
+intervals resample prompts, p-values flip the signs of prompts and are corrected (Holm) over arms and doses. The
+sustaining dose is the least one whose pressure over the next chunks stays above half of its start with its whole
+interval.
 
 Axes: P prompts.
 """

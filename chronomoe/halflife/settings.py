@@ -63,14 +63,12 @@ class HalflifeSettings:
     """Chunks that are followed after an interruption."""
     output: str = setting("outputs/halflife")
     """Folder of everything that is measured; the same command goes on where it was left."""
-    dtype: str = setting("auto", choices=["auto", "float32", "bfloat16", "float16"])
+    dtype: str = setting("auto", choices=["auto", "bf16", "fp16", "fp32"])
     """Of a Hugging Face model's weights; auto: as they are saved."""
     device_map: str | None = setting(None)
     """Of a Hugging Face model, such as auto."""
-    quantise: str = setting("none", choices=["none", "int8", "nf4"])
+    quantisation: str = setting("none", choices=["none", "int8", "nf4"])
     """Of a Hugging Face model, by bitsandbytes; the true footprint is printed."""
-    trust_remote_code: bool = setting(False)
-    """Whether a folder's own code may run."""
 
 
 def session_settings(settings: HalflifeSettings, seed: int, eos_id: int | None) -> SessionSettings:

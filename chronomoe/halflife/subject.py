@@ -89,8 +89,7 @@ def from_pretrained(source: str, settings: HalflifeSettings) -> Subject:
         source,
         dtype=settings.dtype,
         device_map=settings.device_map,
-        quantise=settings.quantise,
-        trust_remote_code=settings.trust_remote_code,
+        quantisation=settings.quantisation,
     )
     check_readable(model)
     language = load_tokenizer(source)
@@ -102,7 +101,7 @@ def from_pretrained(source: str, settings: HalflifeSettings) -> Subject:
         language=language,
         frame_ids=frame_ids,
         held_ids=held_ids,
-        about={"source": source, "kind": "pretrained", "quantise": settings.quantise, **about(model)},
+        about={"source": source, "kind": "pretrained", "quantisation": settings.quantisation, **about(model)},
     )
 
 

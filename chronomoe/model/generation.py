@@ -7,12 +7,23 @@ Temperature 0 takes the most likely token.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from chronomoe.model.lm import LanguageModel
 from chronomoe.model.state import StreamState
+
+
+class Streaming(Protocol):
+    """What generation needs of a model: `LanguageModel`, or a loaded one."""
+
+    settings: Any
+    """With `max_seq_len` and `longest_text`."""
+    __call__: Any
+    """(ids_BS, state=…) -> an object with `last_logits_BV`."""
+
+    def new_state(self, batch: int, capacity: int = 0) -> StreamState: ...
 
 
 def sample(logits_BV: Tensor, temperature: float, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -29,7 +40,7 @@ def sample(logits_BV: Tensor, temperature: float, top_p: float, generator: torch
 
 
 def generate(
-    model: LanguageModel,
+    model: Streaming,
     prompt_BS: Tensor,
     *,
     max_new_tokens: int,

@@ -4,9 +4,7 @@
 Mixers attend (Mixtral, arXiv 2401.04088; with mapped weights it computes what transformers.MixtralForCausalLM computes)
 or are recurrent (RWKV-7, 2503.14456), as the schedule says: blocks.py, schedule.py.
 
-Sensor: `sensor_LEC`, what every layer's tokens did since somebody last cleared it (training mode only, no padding).
-Actuator: `expert_bias_LE` and `log_temperature_LE`, fp32, saved with the weights. The model reads the field and
-writes the sensor; it never writes the field.
+Sensor and actuator of its routing: steerable.py. Training mode alone is counted, and no padding.
 
 Axes: B batch, S sequence, C context (past and present), D dim, V vocabulary, L MoE layers, E experts, C channels
 (of the sensor), T = B*S.
@@ -14,7 +12,6 @@ Axes: B batch, S sequence, C context (past and present), D dim, V vocabulary, L 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,17 +20,23 @@ from torch import Tensor, nn
 from chronomoe.model.attention import Rotation, allowed_pairs, rotary_angles
 from chronomoe.model.blocks import Context, RwkvBlock, TransformerBlock
 from chronomoe.model.cross_entropy import cross_entropy
-from chronomoe.model.expert_choice import EXPERTS_PER_TOKEN, follow_threshold, initial_threshold, threshold_probe
+from chronomoe.model.expert_choice import (
+    EXPERTS_PER_TOKEN,
+    follow_threshold,
+    initial_threshold,
+    threshold_probe,
+)
 from chronomoe.model.experts import ExpertBank
 from chronomoe.model.moe import MoELayer
 from chronomoe.model.norm import build_norm
 from chronomoe.model.products import Linear, keep_working_copy, working
-from chronomoe.model.router import Balancer, RouterOutput, wide
+from chronomoe.model.router import RouterOutput, TopKRouter, wide
 from chronomoe.model.rwkv import HEAD_DIM
 from chronomoe.model.schedule import RWKV
-from chronomoe.model.sensor import PLAIN_CHANNELS, Probe, read_layer
+from chronomoe.model.sensor import Probe, read_layer
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.model.state import KeyValueCache, RecurrentState, StreamState
+from chronomoe.model.steerable import Steerable
 from chronomoe.settings import InputError
 
 
@@ -62,16 +65,12 @@ class Output(NamedTuple):
         return cross_entropy(self.hidden_BSD.flatten(0, 1), head_VD, targets_BS.flatten(), self.head.library)
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Steerable):
     """`LanguageModel(settings, router, actuation)(ids).logits_BSV`. Build under `torch.device("meta")` to size it."""
 
-    expert_bias_LE: Tensor
-    log_temperature_LE: Tensor
-    sensor_LEC: Tensor
     threshold_LE: Tensor | None
     """Of causal expert choice: the score above which an expert takes a token; None for every other router."""
-    sensing: bool = True
-    """Whether training forwards are counted; off while somebody looks ahead without training."""
+    fp32_buffers = (*Steerable.fp32_buffers, "threshold_LE")
 
     def __init__(self, settings: ModelSettings, router: RouterSettings, actuation: str = "selection") -> None:
         super().__init__()
@@ -89,12 +88,9 @@ class LanguageModel(nn.Module):
         self.head = Linear(settings.dim, settings.vocab_size)
         if settings.tie_embeddings:
             self.head.weight = self.embedding.weight
-        shape = (settings.num_moe_layers, settings.num_experts)
-        self.register_buffer("expert_bias_LE", torch.zeros(shape))
-        self.register_buffer("log_temperature_LE", torch.zeros(shape))
+        self.add_field(settings.num_moe_layers, settings.num_experts)
         by_threshold = router.kind == "expert_choice" and router.causal and not settings.dense
-        self.register_buffer("threshold_LE", torch.zeros(shape) if by_threshold else None)
-        self.register_buffer("sensor_LEC", torch.zeros(*shape, 0, dtype=torch.int64), persistent=False)
+        self.register_buffer("threshold_LE", torch.zeros_like(self.expert_bias_LE) if by_threshold else None)
         self.attach([])
         self.reset_parameters()
 
@@ -130,15 +126,9 @@ class LanguageModel(nn.Module):
             if isinstance(block, RwkvBlock):
                 block.reset_parameters()
 
-    def attach(self, probes: list[Probe], balancer: Balancer | None = None, in_evaluation: bool = False) -> None:
-        """Let the sensor read `probes` as well, and let `balancer` solve each batch's assignment while training (and,
-        if asked, `in_evaluation`)."""
-        self.probes = [*self.own_probes(), *probes]
-        channels = PLAIN_CHANNELS + sum(probe.channels for probe in self.probes)
-        self.sensor_LEC = self.sensor_LEC.new_zeros(*self.expert_bias_LE.shape, channels)
-        for block in self.blocks:
-            if isinstance(block.ffn, MoELayer):
-                block.ffn.router.balancer, block.ffn.router.balance_evaluation = balancer, in_evaluation
+    def routers(self) -> list[TopKRouter]:
+        layers = [block.ffn for block in self.blocks if isinstance(block.ffn, MoELayer)]
+        return [layer.router for layer in layers if isinstance(layer.router, TopKRouter)]
 
     def keep_working_copies(self, dtype: torch.dtype, *, half_gradients: bool) -> None:
         """Cast every matrix that multiplies in `dtype` once per optimizer step: products.py, `keep_working_copy`."""
@@ -148,7 +138,6 @@ class LanguageModel(nn.Module):
                     keep_working_copy(weight, dtype, half_gradient=half_gradients)
 
     def own_probes(self) -> list[Probe]:
-        """What the model's own router asks of the sensor, whoever else watches."""
         if self.router_settings.kind != "expert_choice" or self.settings.dense:
             return []
         following = [] if self.threshold_LE is None else [threshold_probe(self.router_settings.experts_per_token)]
@@ -156,19 +145,9 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def settle(self, readings: dict[str, Tensor]) -> None:
-        """Once per optimizer step, with the step's readings of the sensor over all ranks: thresholds follow them."""
+        """Thresholds follow what was read."""
         if self.threshold_LE is not None:
             self.threshold_LE.copy_(follow_threshold(self.threshold_LE, readings["threshold"]))
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        """Move and cast as usual, but keep the field in fp32: bf16 would round a bias of 7 to steps of 0.03."""
-        field = {name: getattr(self, name) for name in ("expert_bias_LE", "log_temperature_LE", "threshold_LE")}
-        super()._apply(fn, recurse)
-        for name, before in field.items():
-            after = getattr(self, name)
-            if after is not None and after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        return self
 
     def forward(
         self,

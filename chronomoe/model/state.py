@@ -23,12 +23,21 @@ class KeyValueCache:
     last ones that a window lets the next token see."""
 
     def __init__(
-        self, batch: int, num_kv_heads: int, head_dim: int, like: Tensor, *, capacity: int, window: int | None
+        self,
+        batch: int,
+        num_kv_heads: int,
+        head_dim: int,
+        like: Tensor,
+        *,
+        capacity: int,
+        window: int | None,
+        value_dim: int | None = None,
     ) -> None:
+        """`value_dim`: width of the values where it is not that of the keys."""
         self.window = window
         room = capacity if window is None else 0
         self.keys_BGCA = like.new_zeros(batch, num_kv_heads, room, head_dim)
-        self.values_BGCA = torch.zeros_like(self.keys_BGCA)
+        self.values_BGCA = like.new_zeros(batch, num_kv_heads, room, value_dim or head_dim)
         self.length = 0
         """Tokens it holds."""
 
