@@ -49,10 +49,7 @@ def main() -> None:
         "schema": SCHEMA,
         "chronomoe": __version__,
         "settings": asdict(settings),
-        "models": {
-            subject.name: {"about": subject.about, **findings(recorded[subject.name], subject.language, settings.seed)}
-            for subject in subjects
-        },
+        "models": {subject.name: describe(subject, recorded[subject.name], settings) for subject in subjects},
         "contrast": plain(contrast(recorded)),
     }
     write_json(output / "halflife.json", found)
@@ -60,6 +57,11 @@ def main() -> None:
     write_page(found, figures, output / "halflife.html")
     print(table(found))
     print(f"\n{output / 'halflife.html'}")
+
+
+def describe(subject: Subject, recorded: dict[str, list[Recording]], settings: HalflifeSettings) -> dict[str, Any]:
+    found = findings(recorded, subject.language, seed=settings.seed, followed=settings.response_chunks)
+    return {"about": subject.about, **found}
 
 
 def check_names(subjects: list[Subject]) -> None:

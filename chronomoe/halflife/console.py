@@ -30,6 +30,11 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
         f"half of it is {half}"
     )
     yield f"  texts         {real['texts']} ({counts(real['stops'])}), {real['degenerate']} degenerate"
+    if real["without_chunk"]:
+        yield (
+            f"  texts         {real['without_chunk']} ended within their first chunk and have no series: see eos=ban, or "
+            "prompts that ask for more"
+        )
     yield f"  decay         {real['conclusion']}"
     yield f"  by text       {counts(decay['verdicts'])}; shape pooled over texts with phi {number(decay['phi'])}"
     if decay["survival"] is None:

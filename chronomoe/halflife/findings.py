@@ -46,8 +46,10 @@ MEANS = ("Hn", "Hn_effective", "m_r", "m", "d_meso", "d_macro", "q", "J", "c_f",
 BASELINE_CHUNKS = 5
 
 
-def findings(recorded: Mapping[str, Sequence[Recording]], language: LanguageTokenizer, seed: int) -> dict[str, Any]:
-    """`recorded`: arm -> its texts, the real one among them. Raises RunFailed where no text has a chunk to speak of."""
+def findings(
+    recorded: Mapping[str, Sequence[Recording]], language: LanguageTokenizer, *, seed: int, followed: int
+) -> dict[str, Any]:
+    """`recorded`: arm -> its texts, the real one among them; `followed`: chunks behind an interruption. Raises RunFailed where no text has a chunk to speak of."""
     real = [recording for recording in recorded[REAL] if recording.telemetry.chunks]
     inputs = inputs_of(real)
     if not len(inputs["m"]):
@@ -62,7 +64,7 @@ def findings(recorded: Mapping[str, Sequence[Recording]], language: LanguageToke
         [np.array([breaks(language, chunk.ids) for chunk in sound(recording)], dtype=bool) for recording in real],
         rng,
     )
-    cells = responses(real)
+    cells = responses(real, followed)
     doses = {c.arm for c in cells}
     return plain({
         "conclusion": measured[REAL]["conclusion"],
@@ -93,6 +95,7 @@ def describe_arm(name: str, texts: Sequence[Recording], reach: Attainable, rng: 
         "texts": len(texts),
         "prompts": len({recording.prompt for recording in texts}),
         "stops": Counter(recording.stop for recording in texts),
+        "without_chunk": sum(not recording.telemetry.chunks for recording in texts),
         "degenerate": sum(any(chunk.degenerate for chunk in recording.telemetry.chunks) for recording in texts),
     }
     if not with_chunks:

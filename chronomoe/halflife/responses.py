@@ -24,6 +24,7 @@ from chronomoe.halflife.recording import Recording
 from chronomoe.study.significance import holm, sign_flip_p
 
 HORIZONS = (1, 3, 5)
+"""Chunks; those beyond what was followed are left out."""
 
 
 class Cell(NamedTuple):
@@ -47,8 +48,9 @@ class Cell(NamedTuple):
     """Mean P_mid over the chunks that followed."""
 
 
-def responses(recordings: Sequence[Recording]) -> list[Cell]:
-    """Of all interruptions; empty where there were none."""
+def responses(recordings: Sequence[Recording], followed: int) -> list[Cell]:
+    """Of all interruptions, each followed for so many chunks; empty where there were none."""
+    horizons = [j for j in HORIZONS if j <= followed]
     found: dict[tuple[str, int], list[tuple[int, dict[str, Any], dict[str, Any]]]] = defaultdict(list)
     number: dict[str, int] = {}
     for recording in recordings:
@@ -58,20 +60,24 @@ def responses(recordings: Sequence[Recording]) -> list[Cell]:
             same = baseline[row["at"]]
             if row["arm"] != "none" and row["P_mid"] and same["P_mid"]:
                 found[row["arm"], row["dose"]].append((prompt, row, same))
-    p_values = {key: sign_flip_p(by_prompt(rows, HORIZONS[-1])) for key, rows in found.items()}
+    p_values = {key: sign_flip_p(by_prompt(rows, horizons[-1])) for key, rows in found.items()}
     corrected = holm(p_values)
-    return [cell(key, rows, p_values[key], corrected[key]) for key, rows in found.items()]
+    return [cell(key, rows, horizons, p_values[key], corrected[key]) for key, rows in found.items()]
 
 
 def cell(
-    key: tuple[str, int], rows: list[tuple[int, dict[str, Any], dict[str, Any]]], p: float, corrected_p: float
+    key: tuple[str, int],
+    rows: list[tuple[int, dict[str, Any], dict[str, Any]]],
+    horizons: Sequence[int],
+    p: float,
+    corrected_p: float,
 ) -> Cell:
     prompt_S = renumbered([prompt for prompt, _, _ in rows])
     response = {
-        j: mean_interval(np.array([difference(row, same, j) for _, row, same in rows]), prompt_S) for j in HORIZONS
+        j: mean_interval(np.array([difference(row, same, j) for _, row, same in rows]), prompt_S) for j in horizons
     }
     work = float(np.mean([row["work"] for _, row, _ in rows]))
-    last = response[HORIZONS[-1]].estimate
+    last = response[horizons[-1]].estimate
     return Cell(
         arm=key[0],
         dose=key[1],

@@ -81,7 +81,7 @@ def from_run(source: str, settings: HalflifeSettings) -> Subject:
 
 
 def from_pretrained(source: str, settings: HalflifeSettings) -> Subject:
-    from chronomoe.pretrained.loading import load_steered, untrained_steered
+    from chronomoe.pretrained.loading import load_steered
 
     if settings.calibration is None:
         raise InputError(f"model={source} is no run: give calibration=<a text of the usual kind>")
@@ -103,6 +103,15 @@ def from_pretrained(source: str, settings: HalflifeSettings) -> Subject:
         held_ids=held_ids,
         about={"source": source, "kind": "pretrained", "quantisation": settings.quantisation, **about(model)},
     )
+
+
+def untrained_steered(model: Any) -> Readable:
+    """Of the same class and configuration, with fresh weights and a neutral field."""
+    from chronomoe.pretrained.steered import SteeredModel
+
+    torch.manual_seed(0)
+    base = type(model.base)(model.base.config)
+    return SteeredModel(base.to(model.device, dtype=model.base.dtype).eval())
 
 
 def about(model: Any) -> dict[str, Any]:
