@@ -32,8 +32,8 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
     yield f"  texts         {real['texts']} ({counts(real['stops'])}), {real['degenerate']} degenerate"
     if real["without_chunk"]:
         yield (
-            f"  texts         {real['without_chunk']} ended within their first chunk and have no series: see eos=ban, or "
-            "prompts that ask for more"
+            f"  texts         {real['without_chunk']} ended within their first chunk and have no series: see "
+            "eos=ban, or prompts that ask for more"
         )
     yield f"  decay         {real['conclusion']}"
     yield f"  by text       {counts(decay['verdicts'])}; shape pooled over texts with phi {number(decay['phi'])}"

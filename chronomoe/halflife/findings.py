@@ -49,7 +49,10 @@ BASELINE_CHUNKS = 5
 def findings(
     recorded: Mapping[str, Sequence[Recording]], language: LanguageTokenizer, *, seed: int, followed: int
 ) -> dict[str, Any]:
-    """`recorded`: arm -> its texts, the real one among them; `followed`: chunks behind an interruption. Raises RunFailed where no text has a chunk to speak of."""
+    """`recorded`: arm -> its texts, the real one among them; `followed`: chunks behind an interruption.
+
+    Raises RunFailed where no text has a chunk to speak of.
+    """
     real = [recording for recording in recorded[REAL] if recording.telemetry.chunks]
     inputs = inputs_of(real)
     if not len(inputs["m"]):

@@ -1,0 +1,281 @@
+"""`python -m chronomoe.halflife`: what it writes agrees with what was recorded, its nulls show nothing, and it goes on
+where it was left."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_runs import Outcome
+
+from chronomoe.data.tokenizer import load_tokenizer
+from chronomoe.generate import load_model
+from chronomoe.halflife import __main__ as halflife
+from chronomoe.halflife.arms import neutral
+from chronomoe.halflife.nulls import shuffled
+from chronomoe.halflife.pressure import INPUTS, pressure, terms
+from chronomoe.session.pressures import mid
+from chronomoe.session.telemetry import read_telemetry, replay
+
+Ask = Callable[..., Outcome]
+QUICK = (
+    "num_prompts=3", "seeds=2", "chunks=12", "chunk_size=6", "calibration_tokens=1400", "prompt_tokens=40",
+    "prompts=validation", "constraints=none",
+)  # fmt: skip
+LONG = ("data.val_fraction=0.5", "model.max_seq_len=256")
+MODELS = {"mixtral": ["router=mixtral"], "deepseek": ["router=deepseek", "router.top_k=2", "model.num_shared_experts=1"]}
+
+
+@pytest.fixture(scope="module")
+def runs(trained_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two trained models, each in a folder of its own name."""
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    for name, overrides in MODELS.items():
+        directory = trained_run(
+            "trainer.max_steps=30", "trainer.eval_every_steps=30", "optim.lr=1e-2", *LONG, *overrides
+        )
+        found[name] = directory.rename(folder / name)
+    return found
+
+
+@pytest.fixture
+def ask(outcome_of: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
+    """ask(*arguments): the command, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: outcome_of(halflife.main, *arguments)
+
+
+@pytest.fixture(scope="module")
+def measured(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both models, every null and interruptions, once for all tests that only look."""
+    import sys
+
+    output = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patched:
+        models = f"model=[{','.join(map(str, runs.values()))}]"
+        more = ("nulls=true", "perturb=neutral,random", "doses=2,4", "perturb_at=4", "response_chunks=3")
+        patched.setattr(sys, "argv", ["halflife", models, *QUICK, *more, f"output={output}"])
+        from chronomoe.entry import guarded
+
+        guarded(halflife.main)
+    return output
+
+
+@pytest.fixture(scope="module")
+def found(measured: Path) -> dict[str, Any]:
+    def refuse(name: str) -> float:
+        raise AssertionError(f"{name} is no JSON")
+
+    return dict(json.loads((measured / "halflife.json").read_text(), parse_constant=refuse))
+
+
+def test_every_text_of_every_arm_is_there(found: dict[str, Any]) -> None:
+    for model in found["models"].values():
+        texts = {arm: facts["texts"] for arm, facts in model["arms"].items()}
+        assert texts == {"real": 6, "controller_off": 6, "untrained": 6, "human": 3}
+        assert len(model["series"]) == sum(texts.values())
+
+
+def test_pressures_are_those_of_the_recorded_tokens(measured: Path, found: dict[str, Any]) -> None:
+    for name, model in found["models"].items():
+        for row in model["series"]:
+            path = measured / name / row["arm"] / f"{row['prompt']}-{row['seed']}.pt"
+            again = replay(read_telemetry(path))
+            assert np.allclose([one.P_mid for one in again], row["chunks"]["P_mid"], rtol=0, atol=1e-12)
+
+
+def test_what_is_said_of_decay_is_of_those_series(found: dict[str, Any]) -> None:
+    for model in found["models"].values():
+        slopes = []
+        for row in model["series"]:
+            if row["arm"] != "real":
+                continue
+            flags = row["chunks"]["degenerate"]
+            p_K = row["chunks"]["P_mid"][: flags.index(True) if True in flags else None]
+            if len(p_K) > 1:
+                slopes.append(np.polyfit(np.arange(len(p_K)), p_K, 1)[0])
+        assert math.isclose(model["nulls"]["shuffled"]["slope"], np.mean(slopes), rel_tol=1e-6, abs_tol=1e-12)
+
+
+def test_shares_of_the_variance_add_up(found: dict[str, Any]) -> None:
+    for model in found["models"].values():
+        assert math.isclose(sum(model["variance_shares"].values()), 1.0, abs_tol=1e-9)
+
+
+def test_inputs_that_stand_still_give_a_pressure_that_does(found: dict[str, Any]) -> None:
+    for model in found["models"].values():
+        said = model["nulls"]["constant"]
+        assert said.startswith("stable, variance 0; frozen inputs: m, q, d_meso, dR") or "degenerate" in said
+
+
+def test_constraints_that_were_left_out_are_said_to_be_absent(found: dict[str, Any]) -> None:
+    assert all(model["signals_absent"] == ["v"] for model in found["models"].values())
+    assert all("v" not in model["signals"] for model in found["models"].values())
+
+
+def test_every_interruption_is_paid_for(found: dict[str, Any]) -> None:
+    for model in found["models"].values():
+        cells = {(cell["arm"], cell["dose"]): cell for cell in model["perturbation"]["cells"]}
+        assert cells.keys() == {("neutral", 2), ("neutral", 4), ("random", 2), ("random", 4)}
+        assert all(cell["work"] > 0 and set(cell["response"]) == {"1", "3"} for cell in cells.values())
+        assert cells["random", 4]["work"] > cells["random", 2]["work"]
+
+
+def test_human_text_is_read_as_it_was_written(measured: Path, runs: dict[str, Path]) -> None:
+    """The held text behind what calibrates, word by word."""
+    from chronomoe.config import load_config
+    from chronomoe.data.packing import prepare_corpus
+
+    config = load_config(runs["mixtral"] / "config.yaml")
+    corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
+    held = np.asarray(corpus.val_tokens)[1400:].tolist()
+    telemetry = read_telemetry(measured / "mixtral" / "human" / "human_00-42.pt")
+    assert telemetry.tokens["token"].tolist() == held[1 : 40 + 12 * 6]
+
+
+def test_without_its_field_a_model_goes_elsewhere_and_gets_it_back(runs: dict[str, Path]) -> None:
+    model, _ = load_model(runs["mixtral"], "best")
+    before = model.expert_bias_LE.clone()
+    assert before.any()
+    with neutral(model):
+        assert not model.expert_bias_LE.any()
+    assert torch.equal(model.expert_bias_LE, before)
+
+
+def test_what_is_there_is_read_and_what_is_missing_is_recorded_bit_for_bit(
+    ask: Ask, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = (f"model={runs['mixtral']}", *QUICK, "output=here")
+    assert ask(*arguments).code == 0
+    said = (tmp_path / "here" / "halflife.json").read_text()
+    texts = sorted((tmp_path / "here" / "mixtral" / "real").glob("*.pt"))
+    assert len(texts) == 6
+    kept, lost = texts[0], texts[3]
+    when = kept.stat().st_mtime_ns
+    lost.unlink()
+    assert ask(*arguments).code == 0
+    assert kept.stat().st_mtime_ns == when
+    assert (tmp_path / "here" / "halflife.json").read_text() == said
+
+
+def test_the_page_shows_conclusions_and_figures_from_disk(measured: Path, found: dict[str, Any]) -> None:
+    page = (measured / "halflife.html").read_text()
+    for name, model in found["models"].items():
+        assert name in page
+        assert model["conclusion"].split(";")[0] in page
+    figures = {path.name for path in (measured / "figures").iterdir()}
+    assert {"models.png", "slopes.png", "mixtral-pressure.png", "deepseek-layers.png"} <= figures | {
+        "deepseek-layers.png"
+    }
+    assert page.count("<img ") == len(figures)
+
+
+def test_the_pressure_taken_apart_is_the_pressure() -> None:
+    rng = np.random.default_rng(0)
+    inputs = {"m": rng.random(50), "q": rng.random(50), "d_meso": 3 * rng.random(50), "dR": rng.random(50) - 0.5}
+    expected = [mid(*(float(inputs[name][n]) for name in INPUTS)) for n in range(50)]
+    assert np.allclose(pressure(inputs), expected, rtol=0, atol=1e-15)
+    assert np.allclose(sum(terms(inputs).values()), expected, rtol=0, atol=1e-12)
+
+
+def test_shuffling_finds_a_trend_and_none_in_noise() -> None:
+    from chronomoe.decay.series import Series
+
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.05, (20, 30))
+    falling = [Series(0.5 - 0.004 * np.arange(30) + of, f"{n}", 0) for n, of in enumerate(noise)]
+    flat = [Series(0.5 + of, f"{n}", 0) for n, of in enumerate(noise)]
+    assert shuffled(falling, rng).p <= 0.002
+    assert shuffled(falling, rng).slope < shuffled(falling, rng).low
+    assert shuffled(flat, rng).low < shuffled(flat, rng).slope < shuffled(flat, rng).high
+
+
+def test_the_documented_mode_has_its_one_value(ask: Ask, runs: dict[str, Path], tmp_path: Path) -> None:
+    """0.640301 at temperature 0, whatever is written, but for a tenth of the change of coherence: literals, not a
+    measurement."""
+    outcome = ask(f"model={runs['mixtral']}", *QUICK, "mode=documented", "temperature=0", "seeds=1", "output=here")
+    assert outcome.code == 0, outcome.stderr
+    (model,) = json.loads((tmp_path / "here" / "halflife.json").read_text())["models"].values()
+    texts = sorted((tmp_path / "here" / "mixtral" / "real").glob("*.pt"))
+    chunks = [chunk for path in texts for chunk in read_telemetry(path).chunks]
+    assert chunks
+    for chunk in chunks:
+        assert (chunk.inputs["m"], chunk.inputs["q"], chunk.inputs["d_meso"]) == (0.0, 0.8, 0.2)
+        assert math.isclose(chunk.P_mid, 0.640301 + 0.1 * math.tanh(chunk.inputs["dR"] or 0.0), abs_tol=1e-6)
+    assert not model["attainable"]["half_reachable"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        ([], "model must be given"),
+        (["model=[{run},{run}]"], "is named twice"),
+        (["model=nowhere"], "is no folder with a checkpoint, and not to be had from the hub"),
+        (["model={run}", "chunks=500"], "exceed the model's longest text"),
+        (["model={run}", "prompts=nowhere.txt"], "there is no such file"),
+        (["model={run}", "prompts=short.txt"], "and the clocks need"),
+        (["model={run}", "prompts=broken.jsonl"], "line 1 is no prompt"),
+        (["model={run}", "perturb=shouting"], "perturb=shouting: there are none, neutral"),
+        (["model={run}", "perturb=neutral", "perturb_at=99"], "perturb_at=99"),
+        (["model={run}", "calibration_tokens=1000000"], "lower calibration_tokens"),
+        (["model={run}", "temperature=0"], "set seeds=1"),
+        (["model={run}", "constraints=temper"], "temper"),
+        (["model={dense}"], "routes nothing"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_a_wrong_input_gets_one_line_and_leaves_nothing(
+    ask: Ask, runs: dict[str, Path], dense: Path, tmp_path: Path, arguments: list[str], fragment: str
+) -> None:
+    (tmp_path / "short.txt").write_text("the slow\n\nthe quick\n")
+    (tmp_path / "broken.jsonl").write_text("the slow\n")
+    given = [argument.replace("{run}", str(runs["mixtral"])).replace("{dense}", str(dense)) for argument in arguments]
+    names = {argument.partition("=")[0] for argument in given}
+    quick = [word for word in QUICK if word.partition("=")[0] not in names]
+    if "model=nowhere" in given:
+        quick.append("calibration=short.txt")
+    outcome = ask(*given, *quick, "output=here")
+    assert outcome.code == 2, outcome.stderr
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
+    assert fragment in line
+    assert not (tmp_path / "here" / "halflife.json").exists()
+
+
+@pytest.fixture(scope="module")
+def dense(trained_run: Callable[..., Path]) -> Path:
+    return trained_run("trainer.max_steps=2", "trainer.eval_every_steps=2", "model.dense=true", "chrono=off")
+
+
+def test_settings_that_changed_are_not_mixed_with_what_is_there(ask: Ask, runs: dict[str, Path]) -> None:
+    arguments = (f"model={runs['mixtral']}", *QUICK[1:], "num_prompts=1", "output=here")
+    assert ask(*arguments).code == 0
+    outcome = ask(*arguments, "top_p=0.5")
+    assert outcome.code == 2
+    assert "was recorded with top_p=0.95" in outcome.stderr
+
+
+def test_texts_that_end_at_once_are_counted_and_not_averaged(
+    ask: Ask, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every token ends the document: nothing is left to measure, which is said in one line."""
+    monkeypatch.setattr("chronomoe.session.session.Session.draw", lambda session: session.settings.eos_id)
+    outcome = ask(f"model={runs['mixtral']}", *QUICK, "output=here")
+    assert outcome.code == 1
+    assert "ended in it" in outcome.stderr.splitlines()[-1]
+
+
+def test_prompts_of_the_package_are_long_enough_and_of_many_kinds(runs: dict[str, Path]) -> None:
+    from chronomoe.halflife.prompts import read_prompts
+
+    prompts = read_prompts(None, 99)
+    tokenizer = load_tokenizer(str(runs["mixtral"] / "tokenizer")).tokenizer
+    assert len(prompts) == 20
+    assert len({prompt.genre for prompt in prompts}) >= 4
+    assert all(len(tokenizer.encode(prompt.text).ids) >= 32 for prompt in prompts)
+    assert any("light-dependent" in prompt.text and "light-independent" in prompt.text for prompt in prompts)
