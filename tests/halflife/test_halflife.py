@@ -29,7 +29,10 @@ QUICK = (
     "prompts=validation", "constraints=none",
 )  # fmt: skip
 LONG = ("data.val_fraction=0.5", "model.max_seq_len=256")
-MODELS = {"mixtral": ["router=mixtral"], "deepseek": ["router=deepseek", "router.top_k=2", "model.num_shared_experts=1"]}
+MODELS = {
+    "mixtral": ["router=mixtral"],
+    "deepseek": ["router=deepseek", "router.top_k=2", "model.num_shared_experts=1"],
+}
 
 
 @pytest.fixture(scope="module")
