@@ -212,11 +212,11 @@ def curve_of(family: Family, level: float, effect: float, parameter: float, k: A
     if family == "exponential":
         return level + effect * np.exp(-k_K / parameter)
     if family == "step":
-        return level + effect * (k_K >= parameter)
+        return level + effect * (k_K >= parameter).astype(np.float64)
     return np.full_like(k_K, level)
 
 
 def akaike_weights(aicc_BF: NDArray[np.float64]) -> NDArray[np.float64]:
     """exp(-dAICc/2), normalised to sum 1 over families."""
-    behind_BF = aicc_BF - aicc_BF.min(axis=-1, keepdims=True)
-    return np.exp(-behind_BF / 2) / np.exp(-behind_BF / 2).sum(axis=-1, keepdims=True, dtype=np.float64)
+    likelihood_BF = np.exp(-(aicc_BF - aicc_BF.min(axis=-1, keepdims=True)) / 2)
+    return likelihood_BF / likelihood_BF.sum(axis=-1, keepdims=True)
