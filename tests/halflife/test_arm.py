@@ -54,9 +54,9 @@ def test_a_decay_is_named_timed_and_counted_within_seconds() -> None:
     ("curve", "said"),
     [
         (np.full(50, 0.6), "stable: no change that stands against noise and prompts; median not reached (0 of 60 runs"),
-        (0.6 - 0.004 * K, "linear decay from 0.6"),
-        (0.2 + 0.008 * K, "linear rise from 0.2"),
-        (0.6 - 0.35 * (K >= 30), "step decay from 0.6"),
+        (0.6 - 0.004 * K, "linear decay from 0.598 to 0.402; median not reached (0 of 60 runs lost half, 60 censored"),
+        (0.2 + 0.008 * K, "linear rise from 0.198 to 0.59; median not reached"),
+        (0.6 - 0.35 * (K >= 30), "step decay from 0.599 to 0.248; median 30 chunks [30, 30] (60 of 60 runs"),
         (0.1 + 0.5 * np.exp(-K / 40), "half-life not identifiable: tau may be"),
     ],
 )
