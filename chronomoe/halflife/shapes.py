@@ -7,7 +7,7 @@ a grid of k* always finds some step in noise. Constant is rejected only if the b
 shape is named only if it is NAME ahead of every other; between the two the series changes in an undetermined shape.
 
 An exponential with tau beyond the run is a line within it, so tau ends at the number of chunks: with a longer grid the
-exponential contains the line, is never more than 2.4 behind it, and no line could ever be named.
+exponential contains the line, is never more than 2.4 behind it (at 50 chunks), and no line could ever be named.
 
 Several series are fitted together with one b, tau and k* and a level c_s of each, which a series that ends early cannot
 bend. All that a fit needs of a series are its sums of products with the regressors, and of several the sums of those: a
