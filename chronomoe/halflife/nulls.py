@@ -2,8 +2,8 @@
 
     p = (1 + #{|shuffled - mean| >= |observed - mean|}) / (1 + SHUFFLES)
 A statistic of decay must stand out among its values on shuffled chunks, which do not decay, and a verdict of decay
-must turn into one of rise when time is reversed. Shuffling takes chunks for exchangeable: of noise that remembers, it gives a
-null that is too narrow (docs/decay.md has by how much), so that it can refute a decay and never prove one.
+must turn into one of rise when time is reversed. Shuffling takes chunks for exchangeable: of noise that remembers it
+gives a null that is too narrow (docs/decay.md has by how much), so that it can refute a decay and never prove one.
 
 Axes: K chunks of a run.
 """

@@ -15,6 +15,7 @@ from chronomoe.halflife.shapes import (
     akaike_weights,
     decide,
     fit,
+    log_likelihood,
     moments,
     shape_candidates,
 )
@@ -97,6 +98,23 @@ def test_the_verdict_knows_neither_level_nor_unit(level: float, unit: float, see
     value = 4 * np.exp(-K / 7) + ar1_noise(np.random.default_rng(seed), (50,), 0.3)
     one, other = (fit(moments([series], 0.3), np.ones((1, 1))).aicc_BF[0] for series in (value, level + unit * value))
     np.testing.assert_allclose(one - one.min(), other - other.min(), atol=1e-5)
+
+
+@pytest.mark.parametrize("phi", PHIS)
+def test_the_likelihood_is_that_of_the_stationary_gaussian_process(phi: float) -> None:
+    value = 2 - 0.05 * K + ar1_noise(np.random.default_rng(0), (50,), phi)
+    fits = fit(moments([value], phi), np.ones((1, 1)))
+    found = log_likelihood(fits.rss_BF, fits.chunks_B, fits.levels_B, phi)[0]
+    for family in range(4):
+        rest = value - fits.curve(0, family, K)
+        correlation = phi ** np.abs(K[:, None] - K)
+        variance = fits.rss_BF[0, family] / 50 / (1 - phi**2)
+        _, log_determinant = np.linalg.slogdet(2 * np.pi * variance * correlation)
+        by_hand = -(log_determinant + rest @ np.linalg.solve(variance * correlation, rest)) / 2
+        assert found[family] == pytest.approx(by_hand)
+    aicc = -2 * found + 2 * np.array([2, 3, 4, 4])
+    aicc += 2 * np.array([2, 3, 4, 4]) * np.array([3, 4, 5, 5]) / (50 - np.array([3, 4, 5, 5]))
+    np.testing.assert_allclose(aicc - aicc[0], fits.aicc_BF[0] - fits.aicc_BF[0, 0], atol=1e-9)
 
 
 def test_decisions_by_hand() -> None:

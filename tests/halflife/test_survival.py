@@ -170,6 +170,8 @@ def test_a_horizon_nobody_was_seen_at_is_refused() -> None:
     assert survive(arm, 27).horizon == 27
     with pytest.raises(InputError, match="until chunk 27"):
         survive(arm, 28)
+    falling = [Series(np.where(np.arange(20) < 6, 1.0, 0.1), str(index), 0) for index in range(3)]
+    assert survive(falling, 40).restricted_mean.estimate == survive(falling).restricted_mean.estimate == 6
 
 
 def test_half_events_keep_the_order_of_the_arm() -> None:
