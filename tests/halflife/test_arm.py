@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -127,6 +129,21 @@ def test_prompts_that_drift_apart_are_no_trend() -> None:
     by_aicc, used = pooled_alarms(1.0)
     assert by_aicc > 0.15
     assert used <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)
+
+
+def test_a_small_fall_is_a_decay_of_undetermined_shape() -> None:
+    found = measured(made(0.6 - 0.12 * K / 49, prompts=4, seeds=1))
+    assert found.pooled is not None
+    assert found.pooled.verdict == "undetermined"
+    line = conclusion(found, REACHABLE)
+    assert line.startswith("decay from 0.")
+    assert "shape undetermined" in line
+    assert line.endswith("(4 prompts x 1 seeds; intervals need 20 x 3)")
+
+
+def test_nothing_here_needs_torch() -> None:
+    code = "import sys, chronomoe.halflife.verdict; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_arm_without_series_is_refused() -> None:

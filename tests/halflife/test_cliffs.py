@@ -102,10 +102,24 @@ def test_a_step_without_noise_is_a_cliff_and_a_line_without_noise_is_none() -> N
     assert (step.found, step.place, line.found) == (True, 20, False)
 
 
-@given(st.integers(10, 33), st.sampled_from([1, 5]))
-def test_a_permutation_keeps_every_chunk(chunks: int, block: int) -> None:
-    value = np.random.default_rng(chunks).normal(size=chunks)
-    assert 0 < permutation_p(value, block, np.random.default_rng(0)) <= 1
+@pytest.mark.parametrize("block", [1, 5])
+def test_a_permutation_is_one_of_blocks_after_a_line_and_before_another(block: int) -> None:
+    """28 chunks are five blocks of 5 and one of 3. Both p are estimates from 999 draws."""
+    rng = np.random.default_rng(0)
+    value = ar1_noise(rng, (28,), 0.3) - 0.8 * (np.arange(28) >= 14)
+
+    def cusum(series: np.ndarray) -> float:
+        rest = series - np.polyval(np.polyfit(np.arange(28), series, 1), np.arange(28))
+        return float(np.abs(np.cumsum(rest)).max() / rest.std())
+
+    rest = value - np.polyval(np.polyfit(np.arange(28), value, 1), np.arange(28))
+    blocks = [rest[start : start + block] for start in range(0, 28, block)]
+    shuffles = [np.concatenate([blocks[index] for index in rng.permutation(len(blocks))]) for _ in range(DRAWS)]
+    by_hand = np.mean([cusum(series) >= cusum(value) - 1e-9 for series in shuffles])
+    assert 0.02 < by_hand < 0.98
+    assert permutation_p(value, block, rng) == pytest.approx(
+        by_hand, abs=4 * np.sqrt(2 * by_hand * (1 - by_hand) / DRAWS)
+    )
 
 
 def test_p_is_never_zero() -> None:

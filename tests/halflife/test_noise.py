@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chronomoe.halflife.noise import ar1_noise, colour, mad_deviation, noise_deviation, pooled_phi, whiten
 from scripts.decay_rates import SHAPES, shape_rates
 
 
+@settings(deadline=None)
 @given(st.floats(0, 0.95), st.integers(0, 100))
 def test_whitening_undoes_colouring(phi: float, seed: int) -> None:
     shock = np.random.default_rng(seed).normal(size=(3, 20))
@@ -26,6 +27,7 @@ def test_noise_is_stationary_with_unit_deviation_and_the_autocorrelation_of_its_
         assert found == pytest.approx(phi**lag, abs=0.02)
 
 
+@settings(deadline=None)
 @given(st.floats(-5, 5), st.floats(-2, 2), st.floats(0.1, 9), st.integers(0, 50))
 def test_phi_sees_neither_level_nor_slope_nor_scale(level: float, slope: float, scale: float, seed: int) -> None:
     noise = ar1_noise(np.random.default_rng(seed), (4, 40), 0.4)

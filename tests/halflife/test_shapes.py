@@ -23,6 +23,7 @@ from scripts.decay_rates import shape_rates
 
 K = np.arange(50)
 PHIS = (0.0, 0.3, 0.6)
+SLOW_MACHINE = settings(max_examples=30, deadline=None)
 
 
 def least_squares(values: list[np.ndarray], phi: float, regressor: np.ndarray) -> tuple[float, float]:
@@ -38,7 +39,7 @@ def least_squares(values: list[np.ndarray], phi: float, regressor: np.ndarray) -
     return float(((target - matrix @ solution) ** 2).sum()), float(solution[-1])
 
 
-@settings(max_examples=20, deadline=None)
+@SLOW_MACHINE
 @given(st.lists(st.integers(12, 30), min_size=1, max_size=4), st.sampled_from(PHIS), st.integers(0, 1000))
 def test_a_fit_is_least_squares_with_a_level_a_series(lengths: list[int], phi: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -88,11 +89,13 @@ def test_a_curve_without_noise_is_itself(
     np.testing.assert_allclose(fits.curve(0, place, K), curve, atol=0.01)
 
 
+@SLOW_MACHINE
 @given(st.floats(-1e6, 1e6, allow_nan=False), st.integers(10, 60), st.sampled_from(PHIS))
 def test_what_never_moves_is_stable(level: float, chunks: int, phi: float) -> None:
     assert decide(fit(moments([np.full(chunks, level)], phi), np.ones((1, 1))).aicc_BF[0]) == "stable"
 
 
+@SLOW_MACHINE
 @given(st.floats(-100, 100), st.floats(0.01, 100), st.integers(0, 100))
 def test_the_verdict_knows_neither_level_nor_unit(level: float, unit: float, seed: int) -> None:
     value = 4 * np.exp(-K / 7) + ar1_noise(np.random.default_rng(seed), (50,), 0.3)
