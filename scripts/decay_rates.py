@@ -22,6 +22,7 @@ from chronomoe.decay.events import HALF, half_events
 from chronomoe.decay.half_life import documented
 from chronomoe.decay.identifiability import fault, residual_draws
 from chronomoe.decay.noise import ar1_noise, pooled_phi
+from chronomoe.decay.nulls import against_shuffles
 from chronomoe.decay.series import Series
 from chronomoe.decay.shapes import EXPONENTIAL, FAMILIES, arm_phi, decide, fit, moments
 
@@ -204,6 +205,21 @@ def boundary_rates(effect: float, phi: float, arms: int = 400) -> float:
     return found / arms
 
 
+def shuffle_alarms(phi: float, arms: int = 200) -> float:
+    """Share of arms of constants whose mean slope has p <= 0.05 among 199 shuffles of their chunks."""
+    rng = np.random.default_rng(10)
+    slope_K = (K - K.mean()) / ((K - K.mean()) ** 2).sum()
+
+    def mean_slope(arm: Sequence[Series]) -> float:
+        return float(np.mean([series.value_K @ slope_K for series in arm]))
+
+    alarms = 0
+    for _ in range(arms):
+        arm = [Series(value_K, "", 0) for value_K in ar1_noise(rng, (5, CHUNKS), phi)]
+        alarms += against_shuffles(arm, mean_slope, rng, 199).p <= 0.05
+    return alarms / arms
+
+
 def documented_taus(series: int = 1000) -> tuple[float, float, float]:
     """Of exp(-k/15); median of tau 5 with noise 0.05; share of constant noise that is given a tau."""
     rng = np.random.default_rng(9)
@@ -259,6 +275,11 @@ def main() -> None:
     table("Arms without a mean trend called changing, 200", ["slopes' deviation", "by AICc", "used"], rows)
     rows = [[effect, *(percent(boundary_rates(effect, phi)) for phi in PHIS)] for effect in (0.0, 0.1, 0.2)]
     table("Breaks, p <= 0.05 of 400 arms", ["effect", *ar], rows)
+    table(
+        "Slope among shuffled chunks, p <= 0.05 of 200 arms",
+        ["truth", *ar],
+        [["constant", *map(percent, map(shuffle_alarms, PHIS))]],
+    )
     exact, noisy, flat = documented_taus()
     print(
         f"Documented tau: {exact:.1f} of exp(-k/15); {noisy:.1f} of tau 5 with noise; given to {percent(flat)} of noise"

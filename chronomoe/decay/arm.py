@@ -36,6 +36,7 @@ from chronomoe.decay.shapes import (
     arm_phi,
     decide,
     fit,
+    log_likelihood,
     moments,
 )
 from chronomoe.decay.survival import Survival, survive
@@ -53,8 +54,12 @@ class Shape(NamedTuple):
     """Intervals of its effect and its tau or k*; None of a constant."""
     fault: str | None
     """Why the tau of a fitted exponential is not identifiable; None if it is, and of other shapes."""
+    fits_F: tuple[Fitted, ...]
+    """The best of every family."""
+    log_likelihood_F: NDArray[np.float64]
     aicc_F: NDArray[np.float64]
     weight_F: NDArray[np.float64]
+    """Akaike weights."""
     by_tau: HalfLife
     by_threshold: HalfLife
     by_midpoint: HalfLife
@@ -120,7 +125,7 @@ def series_shape(value_K: NDArray[np.float64], phi: float, floor: float, rng: np
     fits = fit(moments([value_K], phi), np.ones((1, 1)))
     verdict = decide(fits.aicc_BF[0])
     draws = None if verdict == "stable" else residual_draws(value_K, phi, best_family(fits), rng)
-    return shape(fits, verdict, draws, len(value_K), floor)
+    return shape(fits, verdict, draws, len(value_K), phi, floor)
 
 
 def pooled_shape(arm: Sequence[Series], phi: float, floor: float) -> tuple[Shape, Interval]:
@@ -137,7 +142,7 @@ def pooled_shape(arm: Sequence[Series], phi: float, floor: float) -> tuple[Shape
         noise = float(np.sqrt(fits.rss_BF[0, changing] / fits.chunks_B[0] / (1 - phi**2)))
         columns = (resampled.effect_BF[:, changing], resampled.parameter_BF[:, changing])
         draws = Draws(*columns, float(fits.effect_BF[0, changing]), noise)
-    return shape(fits, verdict, draws, max(len(series.observed_K) for series in arm), floor), effect
+    return shape(fits, verdict, draws, max(len(series.observed_K) for series in arm), phi, floor), effect
 
 
 def best_family(fits: Fits) -> int:
@@ -145,17 +150,20 @@ def best_family(fits: Fits) -> int:
     return int(fits.aicc_BF[0].argmin())
 
 
-def shape(fits: Fits, verdict: Verdict, draws: Draws | None, chunks: int, floor: float) -> Shape:
+def shape(fits: Fits, verdict: Verdict, draws: Draws | None, chunks: int, phi: float, floor: float) -> Shape:
     """Of the first weighting in `fits`; `draws` are None where the verdict is stable."""
+    columns = (fits.level_BF[0].tolist(), fits.effect_BF[0].tolist(), fits.parameter_BF[0].tolist())
+    fits_F = tuple(Fitted(*row, chunks) for row in zip(FAMILIES, *columns, strict=True))
     family = 0 if draws is None else best_family(fits)
-    level, effect, parameter = (float(of[0, family]) for of in (fits.level_BF, fits.effect_BF, fits.parameter_BF))
-    fitted = Fitted(FAMILIES[family], level, effect, parameter, chunks)
+    fitted = fits_F[family]
     unknowable = fault(draws, chunks) if draws is not None and family == EXPONENTIAL else None
     return Shape(
         verdict=verdict,
         fitted=fitted,
         known=None if draws is None else known(draws),
         fault=unknowable,
+        fits_F=fits_F,
+        log_likelihood_F=log_likelihood(fits.rss_BF, fits.chunks_B, fits.levels_B, phi)[0],
         aicc_F=fits.aicc_BF[0],
         weight_F=akaike_weights(fits.aicc_BF[0]),
         by_tau=by_tau(fitted, identifiable=verdict == "exponential" and unknowable is None),

@@ -128,6 +128,8 @@ def place_interval(value_K: NDArray[np.float64], phi: float, rng: np.random.Gene
 def permutation_p(value_K: NDArray[np.float64], block: int, rng: np.random.Generator) -> float:
     """Of the CUSUM when blocks of what a line leaves are put in random order and a line is fitted again."""
     rest_K = without_line(value_K)
+    if np.abs(rest_K).max() <= ROUNDING * np.abs(value_K).max():
+        return 1.0  # a line, whose rounding errors would have an order
     order_RK = np.argsort(rng.random((DRAWS, -(-len(value_K) // block))), axis=-1)
     order_RK = (order_RK[..., None] * block + np.arange(block)).reshape(DRAWS, -1)
     order_RK = order_RK[order_RK < len(value_K)].reshape(DRAWS, -1)

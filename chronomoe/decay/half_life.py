@@ -4,7 +4,7 @@
     by threshold   the fitted curve reaches p0/2, p0 its value at chunk 0
     by midpoint    it reaches (p0 + floor)/2, floor the least the pressure can be (attainable.py)
     documented     the first chunk whose raw value is at most half of the first one; for comparison only: noise of
-                   deviation 0.1 around 0.45 that never falls meets it in 45% of runs of 50 chunks
+                   deviation 0.1 around 0.45 that never falls meets it in 44 to 49% of runs of 50 chunks
 A curve that would cross after its last chunk is censored there: the fit is not asked what it cannot know.
 """
 

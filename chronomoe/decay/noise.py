@@ -1,11 +1,12 @@
 """The noise around a curve: AR(1), with one coefficient phi for all series of an arm.
 
     y_k = curve_k + e_k;  e_k = phi e_(k-1) + u_k,  u_k independent,  sd(u) = sd(e) sqrt(1 - phi^2)
-    phi = clip(1 + 2 (r - 0.02), 0, 0.95),  r = correlation of neighbouring first differences
+    phi = clip(1 + 2 r, 0, 0.95),  r = correlation of neighbouring first differences
 Differences of AR(1) noise have r = -(1 - phi)/2 whatever the level and the slope of the curve, though not its bends:
-hence `shapes.arm_phi`. A coefficient of each series by itself, read from residuals, takes a real step for
-persistence and hides it. Differences are centred at their median and clipped at 2.5 robust deviations, so that a jump
-is one difference of many. Clipping draws r towards 0, by 0.02 in Gaussian noise (docs/decay.md), which is subtracted.
+hence `shapes.arm_phi`. A coefficient of each series by itself, read from residuals, takes a real step for persistence
+and hides it. Differences are clipped at 2.5 robust deviations from their median, so that a jump is one difference of
+many; then their mean is taken out, which knows the slope far better than the median does (differences of noise nearly
+cancel in a sum), so that no correction for its error is needed.
 
 Axes: S series, K chunks, B draws.
 """
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 MAD_TO_SD = 1.4826
 """Of a Gaussian."""
 CLIP = 2.5
-CLIPPING_BIAS = 0.02
 LARGEST_PHI = 0.95
 
 
@@ -32,13 +32,14 @@ def pooled_phi(values: Sequence[NDArray[np.float64]]) -> float:
         spread = mad_deviation(step)
         if spread > 0:
             scaled = np.clip((step - np.median(step)) / spread, -CLIP, CLIP)
+            scaled -= scaled.mean()
             before.append(scaled[:-1])
             after.append(scaled[1:])
     if sum(map(len, before)) < 2:
         return 0.0
     x, y = np.concatenate(before), np.concatenate(after)
     norm = np.sqrt((x**2).sum() * (y**2).sum())
-    return float(np.clip(1 + 2 * ((x * y).sum() / norm - CLIPPING_BIAS), 0.0, LARGEST_PHI)) if norm > 0 else 0.0
+    return float(np.clip(1 + 2 * (x * y).sum() / norm, 0.0, LARGEST_PHI)) if norm > 0 else 0.0
 
 
 def mad_deviation(value_K: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,7 +7,7 @@ a grid of k* always finds some step in noise. Constant is rejected only if the b
 shape is named only if it is NAME ahead of every other; between the two the series changes in an undetermined shape.
 
 An exponential with tau beyond the run is a line within it, so tau ends at the number of chunks: with a longer grid the
-exponential contains the line, is never more than 2.4 behind it, and no line could ever be named.
+exponential contains the line but for its parameter, which costs less than NAME, and hardly any line could be named.
 
 Several series are fitted together with one b, tau and k* and a level c_s of each, which a series that ends early cannot
 bend. All that a fit needs of a series are its sums of products with the regressors, and of several the sums of those: a
@@ -80,6 +80,8 @@ class Fits(NamedTuple):
     """The best candidate of every family under every weighting."""
 
     chunks_B: NDArray[np.float64]
+    levels_B: NDArray[np.float64]
+    """How many series, each with a level of its own."""
     rss_BF: NDArray[np.float64]
     aicc_BF: NDArray[np.float64]
     """Infinite where the chunks are too few for the family."""
@@ -149,7 +151,7 @@ def fit(of: Moments, weight_BS: NDArray[np.float64]) -> Fits:
     gain_BF = np.where(HAS_EFFECT_F, gain_BG[rows, best_BF], 0.0)
     rss_BF = np.maximum((weight_BS @ of.yy_S)[:, None] - gain_BF, (ROUNDING * (weight_BS @ of.square_S))[:, None])
     parameter_BF = np.where(HAS_EFFECT_F, of.candidates.parameter_G[best_BF], 0.0)
-    return Fits(chunks_B, rss_BF, aicc(rss_BF, chunks_B, levels_B), level_BF, effect_BF, parameter_BF)
+    return Fits(chunks_B, levels_B, rss_BF, aicc(rss_BF, chunks_B, levels_B), level_BF, effect_BF, parameter_BF)
 
 
 def pick(
@@ -175,6 +177,15 @@ def aicc(
     tiny = np.finfo(np.float64).tiny
     penalty_BF = 2 * q_BF + np.divide(2 * q_BF * (q_BF + 1), room_BF, out=np.full_like(q_BF, np.inf), where=room_BF > 0)
     return n_B1 * np.log(np.maximum(rss_BF, tiny) / n_B1) + penalty_BF
+
+
+def log_likelihood(
+    rss_BF: NDArray[np.float64], chunks_B: NDArray[np.float64], levels_B: NDArray[np.float64], phi: float
+) -> NDArray[np.float64]:
+    """Of Gaussian noise with the best variance; what AICc is made of, up to a constant common to all families."""
+    n_B1 = chunks_B[:, None]
+    variance_BF = np.maximum(rss_BF, np.finfo(np.float64).tiny) / n_B1
+    return levels_B[:, None] * np.log(1 - phi**2) / 2 - n_B1 / 2 * (np.log(2 * np.pi * variance_BF) + 1)
 
 
 def decide(aicc_F: NDArray[np.float64]) -> Verdict:
@@ -212,11 +223,11 @@ def curve_of(family: Family, level: float, effect: float, parameter: float, k: A
     if family == "exponential":
         return level + effect * np.exp(-k_K / parameter)
     if family == "step":
-        return level + effect * (k_K >= parameter)
+        return level + effect * (k_K >= parameter).astype(np.float64)
     return np.full_like(k_K, level)
 
 
 def akaike_weights(aicc_BF: NDArray[np.float64]) -> NDArray[np.float64]:
     """exp(-dAICc/2), normalised to sum 1 over families."""
-    behind_BF = aicc_BF - aicc_BF.min(axis=-1, keepdims=True)
-    return np.exp(-behind_BF / 2) / np.exp(-behind_BF / 2).sum(axis=-1, keepdims=True, dtype=np.float64)
+    likelihood_BF = np.exp(-(aicc_BF - aicc_BF.min(axis=-1, keepdims=True)) / 2)
+    return likelihood_BF / likelihood_BF.sum(axis=-1, keepdims=True)

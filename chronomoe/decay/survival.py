@@ -82,8 +82,7 @@ def median_time(survival_BT: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def restricted_mean(survival_BT: NDArray[np.float64], horizon: int) -> NDArray[np.float64]:
-    """RMST(horizon) in chunks, [B]; the horizon is a time at which some run was still seen."""
-    assert horizon < survival_BT.shape[-1]
+    """RMST(horizon) in chunks, [B]; the horizon is a time at which some run was seen, or S is 0 at the last one."""
     return survival_BT[:, :horizon].sum(axis=-1)
 
 
@@ -111,18 +110,18 @@ class Survival(NamedTuple):
 def survive(arm: Sequence[Series], horizon: int | None = None) -> Survival:
     """Survival of an arm; `horizon` in chunks for arms to be compared at the same one, by default the last time seen.
 
-    Raises InputError for a horizon beyond the last time that any run was seen.
+    Raises InputError for a horizon beyond the last time that any run was seen, unless all had lost half by then.
     """
     events, prompt_S = half_events(arm), prompt_indices(arm)
     last = int(events.time_S.max())
     horizon = last if horizon is None else horizon
-    if not 0 <= horizon <= last:
+    table = risk_table(events, np.ones((1, len(arm))))
+    if horizon < 0 or (horizon > last and kaplan_meier(table)[0, -1] > 0):
         raise InputError(f"horizon={horizon}: the last run was seen until chunk {last}; choose 0 to {last}")
 
     def curve(weight_BS: NDArray[np.float64]) -> NDArray[np.float64]:
         return kaplan_meier(risk_table(events, weight_BS))
 
-    table = risk_table(events, np.ones((1, len(arm))))
     (low_BT, high_BT), (half_BT, stopped_BT) = log_log_band(table), incidence(table)
     return Survival(
         table=table,

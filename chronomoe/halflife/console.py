@@ -68,7 +68,7 @@ def null_lines(model: dict[str, Any]) -> Iterator[str]:
     nulls = model["nulls"]
     shuffled = nulls["shuffled"]
     yield (
-        f"  null          shuffled chunks: slope {number(shuffled['slope'])}, by chance {number(shuffled['low'])} to "
+        f"  null          shuffled chunks: slope {number(shuffled['observed'])}, by chance {number(shuffled['low'])} to "
         f"{number(shuffled['high'])}, p {shuffled['p']:.3f}"
     )
     for name in ("constant", "reversed"):

@@ -6,7 +6,7 @@
 | signals | percentiles 1, 50, 99 of every measured signal over the chunks of the real arm; `signals_absent` |
 | attainable, variance_shares, frozen_inputs | what range P_mid can have, what it is made of, what is left without an input |
 | arms | per arm: texts, how they ended, degenerate ones, the decay of P_mid, entropy start to end, in the real arm also of P_net and Hn |
-| nulls | shuffled, reversed, constant: nulls.py |
+| nulls | slope of P_mid among shuffled chunks; conclusions of reversed ones, and of inputs that stand still |
 | boundary | does P_mid change where a paragraph ends |
 | perturbation | responses.py |
 | series | a row a text: its chunks, column by column |
@@ -28,12 +28,13 @@ from chronomoe.data.tokenizer import LanguageTokenizer
 from chronomoe.decay.arm import Arm, Shape, measure_arm
 from chronomoe.decay.attainable import Attainable, attainable_range, freeze, variance_shares
 from chronomoe.decay.boundary import boundary_effect
+from chronomoe.decay.documented import ols_slope
 from chronomoe.decay.entropy import evolution
+from chronomoe.decay.nulls import against_shuffles, reversed_in_time
 from chronomoe.decay.series import Series, prompt_indices
 from chronomoe.decay.verdict import conclusion
 from chronomoe.halflife.arms import REAL
-from chronomoe.halflife.nulls import constant_arm, reversed_arm, shuffled
-from chronomoe.halflife.pressure import chunk_numbers, inputs_of, pressure, sound, terms
+from chronomoe.halflife.pressure import chunk_numbers, constant_arm, inputs_of, pressure, sound, terms
 from chronomoe.halflife.quantities import PRIMARY, series_of
 from chronomoe.halflife.recording import Recording
 from chronomoe.halflife.responses import responses, sustaining_dose
@@ -185,12 +186,17 @@ def nulls(
 ) -> dict[str, Any]:
     constant = constant_arm(arm, real)
     frozen = reach._replace(frozen=[*inputs_of(real)])
-    backwards = reversed_arm(arm)
+    backwards = reversed_in_time(arm)
     return {
-        "shuffled": shuffled(arm, rng),
+        "shuffled": against_shuffles(arm, mean_slope, rng),
         "reversed": conclusion(measure_arm(backwards, reach.low, reach.high, rng), reach),
         "constant": conclusion(measure_arm(constant, reach.low, reach.high, rng), frozen),
     }
+
+
+def mean_slope(arm: Sequence[Series]) -> float:
+    """Of least squares, per chunk, averaged over texts."""
+    return float(np.mean([ols_slope(series.observed_K) for series in arm if len(series.observed_K) > 1]))
 
 
 def signals(real: Sequence[Recording]) -> dict[str, dict[str, float]]:

@@ -9,10 +9,12 @@ Axes: N chunks, of whatever texts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chronomoe.decay.series import Series
 from chronomoe.halflife.recording import Recording
 from chronomoe.session.pressures import mid
 
@@ -50,3 +52,15 @@ def sound(recording: Recording) -> list:
     chunks = recording.telemetry.chunks
     onset = next((number for number, chunk in enumerate(chunks) if chunk.degenerate), len(chunks))
     return chunks[:onset]
+
+
+def constant_arm(arm: Sequence[Series], recordings: Sequence[Recording]) -> list[Series]:
+    """The pressure of inputs that stand at the mean of their text: it must be said to be stable, with variance 0."""
+    by_text = {(recording.prompt, recording.seed): sound(recording) for recording in recordings}
+    found = []
+    for series in arm:
+        chunks = by_text[series.prompt, series.seed]
+        if chunks:
+            means = {name: np.full(len(chunks), np.mean([chunk.inputs[name] for chunk in chunks])) for name in INPUTS}
+            found.append(replace(series, value_K=pressure(means), degenerate_K=None))
+    return found

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chronomoe.study.significance import EXACT_PAIRS, FLIPS, holm, least_p, sign_flip_p
+from chronomoe.study.significance import EXACT_PAIRS, FLIPS, benjamini_hochberg, holm, least_p, sign_flip_p
 
 DIFFERENCES = st.lists(st.floats(-10, 10), min_size=1, max_size=8)
 
@@ -105,3 +105,29 @@ def test_one_false_alarm_among_many_cells_is_as_rare_as_promised() -> None:
         p_values = {arm: sign_flip_p(rng.normal(size=10) - theirs) for arm in range(6)}  # all against one baseline
         alarms += min(holm(p_values).values()) <= 0.05
     assert alarms / 400 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_benjamini_hochberg_rejects_as_its_procedure_does(p_values: list[float]) -> None:
+    corrected = benjamini_hochberg(dict(enumerate(p_values)))
+    assert list(corrected) == list(range(len(p_values)))
+    for level in (0.01, 0.05, 0.2):
+        ranked = sorted(p_values)
+        bounds = [level * (rank + 1) / len(ranked) for rank in range(len(ranked))]
+        passed = [p for p, bound in zip(ranked, bounds, strict=True) if p <= bound]
+        rejected = {index for index, p in enumerate(p_values) if passed and p <= max(passed)}
+        found = {index for index, p in corrected.items() if p <= level}
+        edge = {index for index, p in corrected.items() if abs(p - level) < 1e-9}
+        assert rejected - edge == found - edge
+
+
+def test_benjamini_hochberg_of_an_example() -> None:
+    found = benjamini_hochberg({"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5})
+    assert found == pytest.approx({"a": 0.04, "b": 0.16 / 3, "c": 0.16 / 3, "d": 0.5})
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_benjamini_hochberg_is_between_nothing_and_holm(p_values: list[float]) -> None:
+    cells = dict(enumerate(p_values))
+    for cell, corrected in benjamini_hochberg(cells).items():
+        assert cells[cell] - 1e-12 <= corrected <= holm(cells)[cell] + 1e-12
