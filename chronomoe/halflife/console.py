@@ -68,8 +68,8 @@ def null_lines(model: dict[str, Any]) -> Iterator[str]:
     nulls = model["nulls"]
     shuffled = nulls["shuffled"]
     yield (
-        f"  null          shuffled chunks: slope {number(shuffled['observed'])}, by chance {number(shuffled['low'])} to "
-        f"{number(shuffled['high'])}, p {shuffled['p']:.3f}"
+        f"  null          shuffled chunks: slope {number(shuffled['observed'])}, by chance {number(shuffled['low'])} "
+        f"to {number(shuffled['high'])}, p {shuffled['p']:.3f}"
     )
     for name in ("constant", "reversed"):
         yield f"  null          {name}: {nulls[name]}"
