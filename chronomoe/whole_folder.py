@@ -39,4 +39,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
         if isinstance(error, OSError):
             raise RunFailed(f"could not write {target}: {error.strerror}; nothing is left of it") from error
+        if isinstance(error, RunFailed):
+            raise RunFailed(str(error).replace(str(unfinished), str(target))) from error
         raise

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from chronomoe.config import TrainConfig, check_range, check_together, compose_config, walk, write_yaml
 from chronomoe.data.hub import hub_access
@@ -151,5 +152,8 @@ def write_run(source: Source, folder: Path) -> None:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / "tokenizer" / name)
     (folder / "checkpoints").mkdir()
-    state = {f"model.{name}": tensor for name, tensor in source.state().items()}
+    bar = tqdm(total=len(source.shards), desc="read", unit="tensor", delay=2, disable=None, leave=False)
+    source.shards.on_read = bar.update
+    with bar:
+        state = {f"model.{name}": tensor for name, tensor in source.state().items()}
     save_tensors({"state_dict": state, "global_step": 0}, folder / "checkpoints" / "best.ckpt")

@@ -97,10 +97,10 @@ def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif rest == "gate.weight":
             split[f"{layer}{APART}{rest}"] = weight
         else:
-            parts = {"w2": weight} if rest.endswith("down_proj") else dict(zip(("w1", "w3"), weight.chunk(2, 1)))
-            for part, of_experts in parts.items():
+            letters = ("w2",) if rest.endswith("down_proj") else ("w1", "w3")
+            for letter, of_experts in zip(letters, weight.chunk(len(letters), dim=1), strict=True):
                 for expert, matrix in enumerate(of_experts):
-                    split[f"{layer}{APART}experts.{expert}.{part}.weight"] = matrix
+                    split[f"{layer}{APART}experts.{expert}.{letter}.weight"] = matrix
     return split
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Shards(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.on_read: Callable[[], object] = lambda: None
+        """Called for every tensor that is read."""
         self.of_name: dict[str, Any] = {}
         for file, names in self.files().items():
             opened = self.open(file)
@@ -70,6 +72,7 @@ class Shards(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self.of_name[name].get_tensor(name)
+        self.on_read()
         return tensor.clone()  # what is mapped would drag its whole file along wherever it is saved
 
     def __iter__(self) -> Iterator[str]:
@@ -92,7 +95,9 @@ def check_shapes(shards: Shards, expected: Mapping[str, torch.Size]) -> None:
         if name not in shards:
             raise InputError(f"source={shards.folder} lacks {name}, which its config.json calls for: fetch it again")
         if name not in expected:
-            raise InputError(f"source={shards.folder} holds {name}, for which the model of its config.json has no place")
+            raise InputError(
+                f"source={shards.folder} holds {name}, for which the model of its config.json has no place"
+            )
         if shards.shape(name) != expected[name]:
             raise InputError(
                 f"source={shards.folder}: {name} is {list(shards.shape(name))}, and config.json calls for "

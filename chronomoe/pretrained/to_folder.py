@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ def save(theirs: Any, run: Run, folder: Path, max_shard_size: str, **layout: boo
     special = {"bos_token_id": None, "eos_token_id": run.eos_id, "pad_token_id": run.eos_id}
     theirs.config.update(special)
     theirs.generation_config = GenerationConfig(**special)
-    if run.config.model.num_layers < 8:  # no bar for what takes no time
+    if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
         theirs.save_pretrained(folder, max_shard_size=max_shard_size, **layout)
