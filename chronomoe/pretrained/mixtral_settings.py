@@ -34,14 +34,14 @@ class Read(NamedTuple):
 
 def read_mixtral_config(config: dict[str, Any]) -> Read:
     """Raises InputError, without the setting's name, for what our model cannot express or the file lacks."""
-    lacking = [theirs for theirs in (*KEYS.values(), "num_experts_per_tok") if not config.get(theirs)]
-    if lacking:
-        raise InputError(f"config.json says no {lacking[0]}: fetch it again")
-    rope = (config.get("rope_parameters") or {}) | (config.get("rope_scaling") or {})
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    for theirs in (*KEYS.values(), "num_experts_per_tok"):
+        if not isinstance(config.get(theirs), int | float):
+            raise InputError(f"config.json says {theirs}={config.get(theirs)}, and a number is needed: fetch it again")
+    rope, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    kinds = {part.get("rope_type", part.get("type", "default")) for part in (rope, scaling)} - {"default"}
     heads, width = config["num_attention_heads"], config["hidden_size"]
     stands_between = {
-        f"rope scaling ({kind})": kind != "default",
+        f"rope scaling ({', '.join(kinds)})": bool(kinds),
         f"hidden_act={config.get('hidden_act')}": config.get("hidden_act", "silu") != "silu",
         "attention_bias": bool(config.get("attention_bias")),
         f"head_dim={config.get('head_dim')} of {heads} heads in {width}": (config.get("head_dim") or width // heads)

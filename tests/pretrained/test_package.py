@@ -201,6 +201,8 @@ def test_no_two_modules_get_one_name() -> None:
 
 
 def test_only_imports_are_turned() -> None:
-    source = '"""from chronomoe import, a title."""\nfrom chronomoe.model.lm import X\n    from chronomoe.settings import (\n'
-    turned = '"""from chronomoe import, a title."""\nfrom .model_lm import X\n    from .settings import (\n'
+    source = (
+        '"""from chronomoe import, a title."""\nfrom chronomoe.model.lm import X\n  from chronomoe.settings import (\n'
+    )
+    turned = '"""from chronomoe import, a title."""\nfrom .model_lm import X\n  from .settings import (\n'
     assert turn_imports(source) == turned
