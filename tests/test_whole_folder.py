@@ -42,7 +42,7 @@ def test_nothing_is_left_of_one_that_was_not_finished(tmp_path: Path, raised: Ba
 
 def test_a_full_disk_is_one_line_that_names_the_folder_asked_for(tmp_path: Path) -> None:
     with (
-        pytest.raises(RunFailed, match=f"could not write {tmp_path}/target: No space"),
+        pytest.raises(RunFailed, match=f"not write {tmp_path}/target: No space"),
         whole_folder(tmp_path / "target"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")

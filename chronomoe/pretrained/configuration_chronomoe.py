@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PretrainedConfig
 
 
-class ChronomoeConfig(PreTrainedConfig):
+class ChronomoeConfig(PretrainedConfig):
     """The settings of model and router and the actuation of the field, as chronomoe has them; and, under transformers'
     names, the sizes that other programs ask for."""
 

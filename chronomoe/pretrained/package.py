@@ -18,6 +18,10 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_chronomoe.ChronomoeForCausalLM",
 }
 """What `config.json` must say for transformers to find the classes."""
+NAME_ALL = """
+
+if False:  # transformers 5.0 fetches the files that this one names, and none that those name
+"""
 IMPORT = re.compile(r"^(\s*from )(chronomoe\.[\w.]+)( import )", re.MULTILINE)
 
 
@@ -42,6 +46,9 @@ def sources(entry: str = ENTRY) -> dict[str, str]:
         text = Path(chronomoe.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py").read_text("utf-8")
         found[name] = turn_imports(text)
         waiting += [imported[2] for imported in IMPORT.finditer(text)]
+    entered = f"{flat_name(entry)}.py"
+    others = sorted(name.removesuffix(".py") for name in found.keys() - {entered})
+    found[entered] += NAME_ALL + "".join(f"    from .{name} import *\n" for name in others)
     return found
 
 

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from chronomoe.chrono.checks import check_decoding
 from chronomoe.config import TrainConfig, load_config
-from chronomoe.data.tokenizer import load_tokenizer
+from chronomoe.data.tokenizer import LanguageTokenizer, load_tokenizer
 from chronomoe.generate import checkpoint_file
 from chronomoe.model.lm import LanguageModel
 from chronomoe.pretrained.field import describe, is_neutral, measure_effect, write_field
@@ -27,6 +26,7 @@ from chronomoe.pretrained.from_folder import TOKENIZER_FILES
 from chronomoe.pretrained.mixtral import mixtral_config, to_mixtral
 from chronomoe.pretrained.mixtral_settings import no_mixtral
 from chronomoe.pretrained.package import AUTO_MAP, write_sources
+from chronomoe.pretrained.shards import read_object
 from chronomoe.settings import InputError, RunFailed
 from chronomoe.training.resuming import read_checkpoint
 from chronomoe.whole_file import write_json
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     config: TrainConfig
     model: LanguageModel
     """In eval mode, its weights in the checkpoint's own dtype."""
-    eos_id: int
+    language: LanguageTokenizer
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +58,7 @@ def read_run(directory: Path, checkpoint: str) -> Run:
         model.load_state_dict(state, assign=True)
     except RuntimeError:
         raise InputError(f"source={directory}: the checkpoint is not of the model of config.yaml") from None
-    return Run(directory, config, model.eval(), load_tokenizer(str(directory / "tokenizer")).eos_id)
+    return Run(directory, config, model.eval(), load_tokenizer(str(directory / "tokenizer")))
 
 
 def choose_form(config: TrainConfig, wanted: str) -> str:
@@ -81,7 +81,10 @@ def write_mixtral(run: Run, folder: Path, *, layout: str, max_shard_size: str) -
     state = {name: weight.detach().clone() for name, weight in to_mixtral(run.model.state_dict(), config.model).items()}
     theirs.load_state_dict(state, assign=True)
     save(theirs, run, folder, max_shard_size, save_original_format=layout == "v4")
-    effect = None if is_neutral(run.model) else measure_effect(run.model, run.eos_id)
+    described = read_object(folder / "config.json")
+    old_names = {"rope_theta": config.model.rope_theta, "torch_dtype": described["dtype"]}
+    write_json(folder / "config.json", described | old_names)  # transformers 4 would take its default for the new ones
+    effect = None if is_neutral(run.model) else measure_effect(run.model, run.language.eos_id)
     write_field(folder, run.model, config.chrono.actuation, config.chrono.law, effect)
     return describe(effect)
 
@@ -108,7 +111,7 @@ def save(theirs: Any, run: Run, folder: Path, max_shard_size: str, **layout: boo
     from transformers.utils import logging
 
     theirs.tie_weights()
-    special = {"bos_token_id": None, "eos_token_id": run.eos_id, "pad_token_id": run.eos_id}
+    special = {"bos_token_id": None, "eos_token_id": run.language.eos_id, "pad_token_id": run.language.eos_id}
     theirs.config.update(special)
     theirs.generation_config = GenerationConfig(**special)
     if not sys.stderr.isatty():
@@ -129,6 +132,7 @@ def save_tokenizer(run: Run, folder: Path) -> None:
         if (run.directory / "tokenizer" / name).is_file():
             shutil.copyfile(run.directory / "tokenizer" / name, folder / name)
     path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    added = {"padding_side": "left", "pad_token": config["eos_token"]}
-    write_json(path, added | config | {"model_max_length": run.config.model.max_seq_len})
+    config = read_object(path) if path.exists() else {"tokenizer_class": "PreTrainedTokenizerFast"}
+    eos_token = run.language.eos_token
+    config = {"padding_side": "left", "pad_token": eos_token, "eos_token": eos_token} | config
+    write_json(path, config | {"model_max_length": run.config.model.max_seq_len})

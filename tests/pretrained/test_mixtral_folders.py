@@ -187,7 +187,9 @@ def test_what_is_said_of_a_lost_field_is_what_transformers_shows(saved_run: Save
 
 
 def test_other_settings_of_the_run_become_those_of_the_folder(saved_run: SavedRun, tmp_path: Path) -> None:
-    config = theirs(export(saved_run(*SHAPES["window, long waves"]), tmp_path / "out")).config
+    folder = export(saved_run(*SHAPES["window, long waves"]), tmp_path / "out")
+    config = theirs(folder).config
+    assert json.loads((folder / "config.json").read_text())["rope_theta"] == 1e6  # where transformers 4 looks
     assert config.sliding_window == 5
     assert config.max_position_embeddings == 96
     assert config.rope_parameters["rope_theta"] == 1e6

@@ -191,6 +191,14 @@ def test_sources_import_each_other_and_nothing_else_of_this_project() -> None:
                 assert node.level == 0 or f"{node.module}.py" in found, name
 
 
+def test_the_entry_names_every_file() -> None:
+    """transformers 5.0 follows imports no further."""
+    found = sources()
+    entry = ast.parse(found["modeling_chronomoe.py"])
+    named = {f"{node.module}.py" for node in ast.walk(entry) if isinstance(node, ast.ImportFrom) and node.level == 1}
+    assert named == found.keys() - {"modeling_chronomoe.py"}
+
+
 def test_no_two_modules_get_one_name() -> None:
     import chronomoe
 
@@ -201,8 +209,6 @@ def test_no_two_modules_get_one_name() -> None:
 
 
 def test_only_imports_are_turned() -> None:
-    source = (
-        '"""from chronomoe import, a title."""\nfrom chronomoe.model.lm import X\n  from chronomoe.settings import (\n'
-    )
-    turned = '"""from chronomoe import, a title."""\nfrom .model_lm import X\n  from .settings import (\n'
+    source = "'chronomoe.model.lm, a title.'\nfrom chronomoe.model.lm import X\n  from chronomoe.settings import (\n"
+    turned = "'chronomoe.model.lm, a title.'\nfrom .model_lm import X\n  from .settings import (\n"
     assert turn_imports(source) == turned
