@@ -237,6 +237,22 @@ def test_a_hub_name_without_a_hub_gets_one_line(
     refused(convert_to("nobody/nothing"), "not to be had from the hub", "give a folder", made=tmp_path / "made")
 
 
+def test_a_hub_name_is_fetched_and_read(
+    folder: Path, convert_to: Convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = []
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        fetched.append(name)
+        return str(folder)
+
+    monkeypatch.setattr("chronomoe.data.hub._hub_answers", lambda: True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert convert_to("somebody/mixtral").code == 0
+    assert fetched == ["somebody/mixtral"]
+    assert (tmp_path / "made" / "checkpoints" / "best.ckpt").exists()
+
+
 def test_settings_of_an_export_are_refused_for_a_folder(folder: Path, convert_to: Convert, tmp_path: Path) -> None:
     for argument in ("layout=v4", "form=package", "checkpoint=best", "max_shard_size=1GB"):
         refused(convert_to(folder, argument), argument.split("=")[0], "leave it out", made=tmp_path / "made")

@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "chat_template.jinja",
 )
-WEIGHTS = ("*.safetensors", "*.json", "chat_template.jinja")
+WEIGHTS = ("model*.safetensors", "*.json", "chat_template.jinja")
 """What is fetched of a hub repository."""
 ROUTED = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 """Where configurations of transformers say how many experts there are."""

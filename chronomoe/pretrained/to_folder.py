@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from chronomoe.chrono.checks import check_decoding
 from chronomoe.config import TrainConfig, load_config
@@ -50,7 +51,7 @@ def read_run(directory: Path, checkpoint: str) -> Run:
     check_decoding(config.chrono)
     if config.router.kind == "expert_choice" and not config.router.causal:
         raise InputError(f"source={directory}: router.causal=false looks at later tokens and has no rule for decoding")
-    saved = read_checkpoint(checkpoint_file(directory, checkpoint), key="source")
+    saved = read_checkpoint(checkpoint_file(directory, checkpoint), mmap=True, key="source")
     with torch.device("meta"):
         model = LanguageModel(config.model, config.router, config.chrono.actuation)
     state = {name.removeprefix("model."): tensor for name, tensor in saved["state_dict"].items()}
@@ -78,7 +79,7 @@ def write_mixtral(run: Run, folder: Path, *, layout: str, max_shard_size: str) -
     config = run.config
     with torch.device("meta"):
         theirs = MixtralForCausalLM(mixtral_config(config.model, config.router))
-    state = {name: weight.detach().clone() for name, weight in to_mixtral(run.model.state_dict(), config.model).items()}
+    state = {name: whole(weight) for name, weight in to_mixtral(run.model.state_dict(), config.model).items()}
     theirs.load_state_dict(state, assign=True)
     save(theirs, run, folder, max_shard_size, save_original_format=layout == "v4")
     described = read_object(folder / "config.json")
@@ -102,6 +103,12 @@ def write_package(run: Run, folder: Path, *, max_shard_size: str) -> str:
     save(theirs, run, folder, max_shard_size)
     write_sources(folder)
     return "the controller's field acts as it did in training; load with trust_remote_code=True"
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A part of another tensor, such as the queries of a fused projection, as one of its own, which safetensors
+    needs."""
+    return weight.clone() if weight.untyped_storage().nbytes() > weight.nbytes else weight
 
 
 def save(theirs: Any, run: Run, folder: Path, max_shard_size: str, **layout: bool) -> None:

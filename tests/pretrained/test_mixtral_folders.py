@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from saved_runs import edit_json
 from training_runs import differences
 
 from chronomoe.convert import ConvertSettings, export_run, import_folder
@@ -92,6 +93,14 @@ def test_a_folder_of_transformers_computes_the_same_here(
         assert worst(model(ids_BS).logits_BSV, original(ids_BS).logits) < 1e-5
     assert brought.model == config.model
     assert brought.router == config.router
+
+
+def test_a_configuration_of_transformers_4_is_read_alike(saved_run: SavedRun, tmp_path: Path) -> None:
+    folder = export(saved_run(*SHAPES["window, long waves"]), tmp_path / "out")
+    edit_json(folder / "config.json", rope_parameters=None, dtype=None, transformers_version="4.36.0")
+    assert "rope_parameters" not in json.loads((folder / "config.json").read_text())
+    brought = load_model(bring_in(folder, tmp_path / "back"), "best")[1].model
+    assert (brought.rope_theta, brought.attention_window, brought.norm_eps) == (1e6, 5, 1e-3)
 
 
 def test_the_two_layouts_on_disk_are_those_of_transformers_4_and_5(saved_run: SavedRun, tmp_path: Path) -> None:
