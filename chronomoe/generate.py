@@ -50,14 +50,18 @@ class GenerateSettings:
     gives its own."""
 
 
+def checkpoint_file(run_dir: Path, checkpoint: str) -> Path:
+    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
+    if checkpoint == "best" and not path.exists():
+        return path.with_name("last.ckpt")  # stopped before its first evaluation
+    return path
+
+
 def load_model(run_dir: Path, checkpoint: str) -> tuple[LanguageModel, TrainConfig]:
     """A run's model in eval mode on the CPU, its frozen field included."""
     config = load_config(run_dir / "config.yaml")
     model = LanguageModel(config.model, config.router, config.chrono.actuation)
-    path = run_dir / "checkpoints" / f"{checkpoint}.ckpt"
-    if checkpoint == "best" and not path.exists():
-        path = path.with_name("last.ckpt")  # stopped before its first evaluation
-    saved = read_checkpoint(path, key="run")
+    saved = read_checkpoint(checkpoint_file(run_dir, checkpoint), key="run")
     weights = saved["state_dict"]
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
     use(model, Kernels(library=saved.get("kernels", {}).get("library", "torch")))  # the others may be a GPU's

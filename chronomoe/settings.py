@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
-from omegaconf import MISSING
+MISSING: Any = "???"
+"""OmegaConf's mark of a value that must be given; written out, so that an exported model needs no OmegaConf."""
 
 
 class InputError(ValueError):

@@ -13,7 +13,7 @@ from hypothesis import settings
 from chronomoe.model.lm import LanguageModel
 from chronomoe.model.settings import ModelSettings, RouterSettings
 
-pytest_plugins = ["training_runs", "sweep_runs"]
+pytest_plugins = ["training_runs", "sweep_runs", "saved_runs"]
 
 
 def pytest_configure() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from training_runs import PROJECT
 
 from chronomoe.chrono.controller import Chronovisor
@@ -21,7 +21,7 @@ from chronomoe.chrono.laws import LAWS
 from chronomoe.config import SCHEMAS, SOURCE_OF_KEY, config_hash, load_config, parse, walk
 from chronomoe.model.lm import LanguageModel
 from chronomoe.model.sizing import size_of
-from chronomoe.settings import InputError
+from chronomoe.settings import InputError, setting
 
 CONFIGS = PROJECT / "configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("") for path in CONFIGS.rglob("*.yaml"))
@@ -149,3 +149,7 @@ def test_ranges_include_their_ends(compose: Compose) -> None:
             ):
                 source = SOURCE_OF_KEY.get(key.removeprefix("data."))
                 parse(compose(f"{key}={limit}", *([f"data={source}"] if source else [])))
+
+
+def test_a_setting_without_a_default_has_the_mark_that_omegaconf_looks_for() -> None:
+    assert setting().default == MISSING

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -34,10 +35,9 @@ def wkv_by_fla(
     r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state_BHNN: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What `wkv_chunked` returns, to the precision of r's dtype."""
-    from fla.ops.rwkv7 import chunk_rwkv7
-
+    kernels = import_module("fla.ops.rwkv7")  # an import statement would make fla a condition of exported models
     dtype = r.dtype
-    o_BSHN, new_state_BHNN = chunk_rwkv7(
+    o_BSHN, new_state_BHNN = kernels.chunk_rwkv7(
         r=r,
         w=log_w.to(dtype),
         k=k.to(dtype),

@@ -1,10 +1,17 @@
-"""Weights between chronomoe's LanguageModel and transformers' MixtralForCausalLM (v5, experts fused).
+"""Weights between chronomoe's LanguageModel and transformers' MixtralForCausalLM.
 
-transformers keeps q, k, v apart and calls things differently; both sides fuse gate above up in one expert tensor.
+transformers keeps q, k, v apart and calls things differently. Two layouts of experts are found on disk:
+| layout | experts of a layer | written by |
+|---|---|---|
+| v5 | fused like ours, gate above up in one tensor: `mlp.experts.gate_up_proj` [E, 2F, D] | transformers v5 in memory |
+| v4 | one by one: `block_sparse_moe.experts.3.w1` (gate), `w3` (up), `w2` (down) | most folders on the hub |
+
+Axes: E experts, F expert width, D model dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,6 +35,8 @@ ONCE = {
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
 }
+FUSED, APART = "mlp.", "block_sparse_moe."
+"""What stands before a layer's gate and experts in the two layouts."""
 
 
 def mixtral_config(model: ModelSettings, router: RouterSettings) -> MixtralConfig:
@@ -47,7 +56,7 @@ def mixtral_config(model: ModelSettings, router: RouterSettings) -> MixtralConfi
         rms_norm_eps=model.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
         tie_word_embeddings=model.tie_embeddings,
-        sliding_window=None,
+        sliding_window=model.attention_window,
         initializer_range=model.init_std,
     )
 
@@ -66,8 +75,8 @@ def to_mixtral(state: dict[str, Tensor], model: ModelSettings) -> dict[str, Tens
     return renamed
 
 
-def from_mixtral(state: dict[str, Tensor], model: ModelSettings) -> dict[str, Tensor]:
-    """transformers' weights under our names; the inverse of `to_mixtral`."""
+def from_mixtral(state: Mapping[str, Tensor], model: ModelSettings) -> dict[str, Tensor]:
+    """transformers' weights under our names; the inverse of `to_mixtral`. Every tensor is asked for once."""
     renamed = {ours: state[theirs] for ours, theirs in ONCE.items() if theirs in state}
     for layer in range(model.num_layers):
         ours_prefix, theirs_prefix = f"blocks.{layer}.", f"model.layers.{layer}."
@@ -76,3 +85,50 @@ def from_mixtral(state: dict[str, Tensor], model: ModelSettings) -> dict[str, Te
         parts = [state[f"{theirs_prefix}self_attn.{letter}_proj.weight"] for letter in "qkv"]
         renamed[ours_prefix + "attention.qkv.weight"] = torch.cat(parts)
     return renamed
+
+
+def split_experts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the v5 layout in the v4 one."""
+    split: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        layer, fused, rest = name.partition(FUSED)
+        if not fused:
+            split[name] = weight
+        elif rest == "gate.weight":
+            split[f"{layer}{APART}{rest}"] = weight
+        else:
+            letters = ("w2",) if rest.endswith("down_proj") else ("w1", "w3")
+            for letter, of_experts in zip(letters, weight.chunk(len(letters), dim=1), strict=True):
+                for expert, matrix in enumerate(of_experts):
+                    split[f"{layer}{APART}experts.{expert}.{letter}.weight"] = matrix
+    return split
+
+
+class FusedExperts(Mapping[str, Tensor]):
+    """Weights of the v4 layout under the names of v5; a layer's experts are stacked when they are asked for."""
+
+    def __init__(self, apart: Mapping[str, Tensor], num_experts: int) -> None:
+        self.apart, self.num_experts = apart, num_experts
+
+    def __getitem__(self, name: str) -> Tensor:
+        layer, fused, rest = name.partition(FUSED)
+        if not fused or rest == "gate.weight":
+            return self.apart[f"{layer}{APART}{rest}" if fused else name]
+        letters = ("w2",) if rest.endswith("down_proj") else ("w1", "w3")
+        experts = (f"{layer}{APART}experts.{expert}." for expert in range(self.num_experts))
+        return torch.stack([torch.cat([self.apart[f"{expert}{w}.weight"] for w in letters]) for expert in experts])
+
+    def __iter__(self) -> Iterator[str]:
+        names: dict[str, None] = {}
+        for name in self.apart:
+            layer, apart, rest = name.partition(APART)
+            if rest.startswith("experts."):
+                rest = "experts.down_proj" if rest.endswith("w2.weight") else "experts.gate_up_proj"
+            names[f"{layer}{FUSED}{rest}" if apart else name] = None
+        return iter(names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in set(self)
+
+    def __len__(self) -> int:
+        return len(set(self))
