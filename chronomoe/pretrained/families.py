@@ -77,3 +77,22 @@ def find_family(model_class: str, source: str = "model") -> Family:
             return family
     names = ", ".join(family.name for family in FAMILIES)
     raise InputError(f"{source}: {model_class} cannot be steered; take a model with routers of {names}")
+
+
+def find_routers(base: Any, family: Family) -> list[tuple[Any, Any]]:
+    """Routers and the experts beside them, in the order of their layers. Raises InputError where there are none, or
+    where their weights are no plain matrices."""
+    found = []
+    for name, module in base.named_modules():
+        if type(module).__name__ != family.router_class:
+            continue
+        weight = module.weight if hasattr(module, "weight") else module.classifier.weight
+        if not weight.is_floating_point() or weight.shape[0] != module.num_experts:
+            raise InputError(
+                f"{name}: this router's weights are quantised; load the model with routers left as they are"
+            )
+        block = base.get_submodule(name.rpartition(".")[0])
+        found.append((module, block.experts))
+    if not found:
+        raise InputError(f"{type(base).__name__}: there is no {family.router_class} in it, so nothing can be steered")
+    return found

@@ -33,6 +33,10 @@ class Decision(NamedTuple):
     weights_TK: Tensor
 
 
+def is_steered(router: nn.Module) -> bool:
+    return any(isinstance(getattr(hook, "__self__", None), SteeredLayer) for hook in router._forward_hooks.values())
+
+
 @dataclass
 class Record:
     """What one forward of a steered model did, layer by layer."""
@@ -59,16 +63,19 @@ class SteeredLayer:
         """Of the forward that is running, if it is recorded."""
 
     def hook(self, model: Steerable) -> list[Any]:
-        """Handles of the two hooks. They read the field of `model` and its mode."""
+        """Handles of the two hooks, which read the field of `model` and its mode."""
+        self.model = model
+        return [
+            self.router.register_forward_hook(self.on_router),
+            self.experts.register_forward_hook(self.on_experts),
+        ]
 
-        def on_router(router: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            return self.route(model, args[0], output)
+    def on_router(self, router: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self.route(self.model, args[0], output)
 
-        def on_experts(experts: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            if self.record is not None and model.training and model.sensing:
-                self.record.readings.append(self.read(model, args[0], output))
-
-        return [self.router.register_forward_hook(on_router), self.experts.register_forward_hook(on_experts)]
+    def on_experts(self, experts: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.record is not None and self.model.training and self.model.sensing:
+            self.record.readings.append(self.read(self.model, args[0], output))
 
     def route(self, model: Steerable, x: Tensor, output: Any) -> Any:
         """What the router shall have said; None lets its own word stand."""
@@ -142,7 +149,7 @@ class SteeredLayer:
 
     def own_decision(self, x: Tensor, output: Any) -> Decision:
         _, weights_TK, ids_TK = output
-        x_TD, weight_ED = x.reshape(-1, x.shape[-1]), self.router.weight
+        x_TD, weight_ED = x.reshape(-1, x.shape[-1]), self.weight(x.device)
         if self.rule.in_fp32:
             x_TD, weight_ED = x_TD.float(), weight_ED.float()
         return Decision(linear(x_TD, weight_ED), ids_TK, weights_TK)
@@ -152,7 +159,12 @@ class SteeredLayer:
         if own.logits_TE.dtype == wide(own.logits_TE):
             return own.logits_TE
         with full_precision(x.device.type):
-            return linear(x.reshape(-1, x.shape[-1]).float(), self.router.weight.float())
+            return linear(x.reshape(-1, x.shape[-1]).float(), self.weight(x.device).float())
+
+    def weight(self, device: torch.device) -> Tensor:
+        """Of the gate, [E, D]. Where accelerate offloads it, it is back in its place by the time a hook runs."""
+        weight: Tensor = self.router.weight
+        return self.router._hf_hook.weights_map["weight"].to(device) if weight.is_meta else weight
 
     def say(self, x: Tensor, output: Any, ids_TK: Tensor, weights_TK: Tensor) -> tuple[Any, Tensor | None]:
         """A decision in the router's own terms, and which of it was kept."""

@@ -6,13 +6,15 @@ Code that a checkpoint brings along is never run; a class of transformers itself
 
 from __future__ import annotations
 
+import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chronomoe.data.hub import hub_access
-from chronomoe.pretrained.families import Family, find_family
+from chronomoe.pretrained.families import find_family
 from chronomoe.pretrained.memory import LEFT_ALONE, check_quantised, foretell, measure, on_meta
 from chronomoe.pretrained.steered import SteeredModel
 from chronomoe.settings import InputError
@@ -54,6 +56,7 @@ def load_steered(
             check_quantised(foretell(on_meta(family, config, wanted), quantisation), source, quantisation)
             options["quantization_config"] = quantiser(quantisation, wanted)
         if device_map is not None:
+            need(f"device_map={device_map}", "accelerate")
             options["device_map"] = device_map
         if folder.is_dir():
             check_shards(folder)
@@ -69,6 +72,12 @@ def need_transformers() -> Any:
     except ImportError:
         raise InputError('loading a pretrained model needs transformers: pip install -e ".[hf]"') from None
     return transformers
+
+
+def need(setting: str, *packages: str) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f"{setting} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
 
 def read_config(source: str, revision: str | None = None) -> Any:
@@ -103,13 +112,9 @@ def named_class(config: Any) -> str:
 
 
 def quantiser(quantisation: str, dtype: torch.dtype) -> Any:
-    import importlib.util
-
     from transformers import BitsAndBytesConfig
 
-    missing = [name for name in ("bitsandbytes", "accelerate") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(f"quantisation={quantisation} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+    need(f"quantisation={quantisation}", "bitsandbytes", "accelerate")
     if quantisation == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(LEFT_ALONE))
     return BitsAndBytesConfig(
@@ -122,8 +127,6 @@ def quantiser(quantisation: str, dtype: torch.dtype) -> Any:
 
 def check_shards(folder: Path) -> None:
     """Every file of weights that the folder promises is there, and as long as its own header says."""
-    import json
-
     from safetensors import SafetensorError, safe_open
 
     index = folder / INDEX
@@ -173,10 +176,10 @@ def first(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def describe(family: Family, model: SteeredModel) -> str:
+def describe(model: SteeredModel) -> str:
     """One line for who loaded it."""
     settings = model.settings
     return (
-        f"{family.name}: {settings.num_moe_layers} layers with routers, {settings.num_experts} experts, top "
+        f"{model.family.name}: {settings.num_moe_layers} layers with routers, {settings.num_experts} experts, top "
         f"{model.router_settings.top_k}; {measure(model.base)}"
     )

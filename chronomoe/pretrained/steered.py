@@ -16,57 +16,26 @@ Axes: B batch, S sequence, C context (past and present), D dim, V vocabulary, L 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from chronomoe.chrono.metrics.change import agreement
-from chronomoe.model.lm import Output
 from chronomoe.model.router import wide
 from chronomoe.model.settings import RouterSettings
 from chronomoe.model.state import StreamState
 from chronomoe.model.steerable import Steerable
 from chronomoe.pretrained.cache import Held, as_cache, empty_state, what_is_held
-from chronomoe.pretrained.families import Family, find_family
-from chronomoe.pretrained.layers import Record, SteeredLayer, SwitchLayer
+from chronomoe.pretrained.families import find_family, find_routers
+from chronomoe.pretrained.layers import Record, SteeredLayer, SwitchLayer, is_steered
+from chronomoe.pretrained.output import PretrainedOutput, PretrainedSettings
 from chronomoe.settings import InputError
 
 ENOUGH = 0.999
 """Share of a router's selected slots that the family's rule must reproduce."""
 LOOK_TOKENS = 64
 """Random tokens that a new model is looked at with."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainedSettings:
-    """What callers of `LanguageModel.settings` ask for."""
-
-    vocab_size: int
-    dim: int
-    num_layers: int
-    num_experts: int
-    num_moe_layers: int
-    """L: layers that own a router."""
-    max_seq_len: float
-    longest_text: float
-    """Tokens that can be read in one go of streaming."""
-    document_mask: bool = False
-    dense: bool = False
-
-
-class PretrainedOutput(Output):
-    """`head` is the base's own."""
-
-    __slots__ = ()
-
-    def loss(self, targets_BS: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per token, in fp32 or wider."""
-        logits_BSV = self.logits_BSV
-        targets_T = targets_BS.flatten().to(logits_BSV.device)
-        return cross_entropy(logits_BSV.flatten(0, 1).to(wide(logits_BSV)), targets_T)
 
 
 class SteeredModel(Steerable):
@@ -78,6 +47,8 @@ class SteeredModel(Steerable):
         self.family = find_family(type(base).__name__)
         self.base = base
         routers = find_routers(base, self.family)
+        if any(is_steered(router) for router, _ in routers):
+            raise InputError(f"this {type(base).__name__} is steered already: detach it first")
         make = SteeredLayer if self.family.streams else SwitchLayer
         self._layers = [
             make(number, router, experts, self.family.rule(router), actuation == "logits")
@@ -274,22 +245,3 @@ class SteeredModel(Steerable):
                 shares.append(agreement(own.ids_TK, ids_TK, self.settings.num_experts))
         in_model, in_fp32 = torch.stack([share.cpu() for share in shares]).view(-1, 2).mean(dim=0).tolist()
         return in_model, in_fp32
-
-
-def find_routers(base: Any, family: Family) -> list[tuple[Any, Any]]:
-    """Routers and the experts beside them, in the order of their layers. Raises InputError where there are none, or
-    where their weights are no plain matrices."""
-    found = []
-    for name, module in base.named_modules():
-        if type(module).__name__ != family.router_class:
-            continue
-        weight = module.weight if hasattr(module, "weight") else module.classifier.weight
-        if not weight.is_floating_point() or weight.shape[0] != module.num_experts:
-            raise InputError(
-                f"{name}: this router's weights are quantised; load the model with routers left as they are"
-            )
-        block = base.get_submodule(name.rpartition(".")[0])
-        found.append((module, block.experts))
-    if not found:
-        raise InputError(f"{type(base).__name__}: there is no {family.router_class} in it, so nothing can be steered")
-    return found

@@ -313,6 +313,10 @@ def test_what_cannot_be_steered_is_refused_in_one_line() -> None:
     gate.weight = torch.nn.Parameter(gate.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(InputError, match=r"model.layers.1.mlp.gate: this router's weights are quantised"):
         SteeredModel(hidden)
+    steered = SteeredModel(tiny_hub_model("mixtral"))
+    with pytest.raises(InputError, match="steered already: detach it first"):
+        SteeredModel(steered.base)
+    SteeredModel(steered.detach())
     switch = SteeredModel(tiny_hub_model("switch"))
     with pytest.raises(InputError, match="source_ids_BS"):
         switch(ids())
@@ -320,6 +324,27 @@ def test_what_cannot_be_steered_is_refused_in_one_line() -> None:
         switch.new_state(1)
     with pytest.raises(InputError, match="document_mask"):
         SteeredModel(tiny_hub_model("mixtral"))(ids(), document_BS=ids())
+
+
+@torch.no_grad()
+def test_a_model_whose_weights_are_offloaded_is_steered_as_one_in_memory() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    outputs = []
+    for offloaded in (False, True):
+        base = tiny_hub_model("deepseek_v3").to(torch.bfloat16)
+        if offloaded:
+            accelerate.cpu_offload(base, execution_device=torch.device("cpu"))
+            assert base.model.layers[1].mlp.gate.weight.is_meta
+            base.get_input_embeddings()
+        model = SteeredModel(base)
+        wander(model)
+        model.train()
+        outputs.append((model(ids()), model.sensor_LEC.clone()))
+    (ours, counts), (theirs, again) = outputs
+    assert torch.equal(ours.logits_BSV, theirs.logits_BSV)
+    assert torch.equal(counts, again)
+    for one, other in zip(ours.routings, theirs.routings, strict=True):
+        assert torch.equal(one.logits_TE, other.logits_TE)
 
 
 @torch.no_grad()
