@@ -31,6 +31,8 @@ class Chunk:
     """Position of its first token."""
     ids: list[int]
     mode: str
+    forced: bool
+    """Its tokens were given, not generated."""
     inserted: int
     """Tokens inserted since the chunk before."""
     work: float

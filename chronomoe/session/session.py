@@ -121,13 +121,18 @@ class Session:
             chunks=[],
         )
 
-    def next_chunk(self) -> Chunk | None:
+    def next_chunk(self, given: Sequence[int] | None = None) -> Chunk | None:
         """Generate and measure a chunk; None where the text ended before half of one.
 
+        given: a chunk of somebody else's text in its place (teacher forcing), measured exactly as generated tokens are:
+        what a position in a text does by itself shows there.
         Raises InputError at a pause that nobody answered, after the session's end, and where no whole chunk fits into
         the model's longest text any more.
         """
         state, settings = self.state, self.settings
+        forced = None if given is None else self.checked(given)
+        if forced is not None and len(forced) != settings.chunk_tokens:
+            raise InputError(f"{len(forced)} tokens were given for a chunk of chunk_tokens={settings.chunk_tokens}")
         if state.ended is not None:
             raise InputError(f"the session has ended ({state.ended}): restore a snapshot, or begin another text")
         if state.paused:
@@ -139,15 +144,15 @@ class Session:
             )
         index, first = len(state.chunks), len(state.tokens)
         looks: list[Look] = []
-        for _ in range(settings.chunk_tokens):
-            token = self.draw()
-            if token == settings.eos_id and settings.eos == "stop":
+        for place in range(settings.chunk_tokens):
+            token = self.draw() if forced is None else forced[place]
+            if forced is None and token == settings.eos_id and settings.eos == "stop":
                 state.ended = COMPLETED
                 break
             looks.append(self.take([token], GENERATED, index))
         if len(looks) < settings.chunk_tokens / 2:
             return None
-        return self.close(index, first, looks)
+        return self.close(index, first, looks, forced=forced is not None)
 
     def draw(self) -> int:
         """The next token, from the kept logits."""
@@ -167,7 +172,7 @@ class Session:
         state.ids += ids
         return seen
 
-    def close(self, index: int, first: int, looks: list[Look]) -> Chunk:
+    def close(self, index: int, first: int, looks: list[Look], *, forced: bool) -> Chunk:
         """A chunk of the records from `first` on: signals, pressures, pause, residual intent."""
         state, settings = self.state, self.settings
         columns = with_derived(columns_of(state.tokens[first:]), self.thresholds)
@@ -183,6 +188,7 @@ class Session:
         chunk = Chunk(
             index=index,
             mode=state.mode,
+            forced=forced,
             inserted=len(inserted),
             work=sum(record.surprisal for record in inserted),
             inputs=inputs._asdict(),

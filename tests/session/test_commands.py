@@ -16,7 +16,17 @@ def test_every_word_is_understood_in_any_case_and_with_space_around_it(word: str
 
 @pytest.mark.parametrize(
     "text",
-    ["continue.", "continue please", "multi step", "multistep  on", "/ multistep", "end the loop", "ending", "resets", ""],
+    [
+        "continue.",
+        "continue please",
+        "multi step",
+        "multistep  on",
+        "/ multistep",
+        "end the loop",
+        "ending",
+        "resets",
+        "",
+    ],
 )
 def test_what_is_nearly_a_command_is_a_text(text: str) -> None:
     assert parse(text) is Command.PERTURBATION

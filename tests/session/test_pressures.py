@@ -10,7 +10,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from chronomoe.session import documented, pressures
-from chronomoe.session.pressures import Inputs, Pressures, fast, mid, next_rho, pause_reason, press, scaled_entropy, slow
+from chronomoe.session.pressures import (
+    Inputs,
+    Pressures,
+    fast,
+    mid,
+    next_rho,
+    pause_reason,
+    press,
+    scaled_entropy,
+    slow,
+)
 from chronomoe.settings import RunFailed
 
 UNIT = st.floats(0, 1)
@@ -90,9 +100,7 @@ def test_the_middle_pressure_falls_in_margin_and_distance_and_rises_in_the_rest(
 @given(INPUTS, UNIT, SCALE)
 def test_the_fast_pressure_falls_in_entropy(inputs: Inputs, Hn: float, scale: str) -> None:
     assume(abs(inputs.Hn - Hn) > 1e-6)
-    one, two = (
-        press(i, rho=0, entropy_scale=scale, num_experts=8).P_fast for i in (inputs, inputs._replace(Hn=Hn))
-    )
+    one, two = (press(i, rho=0, entropy_scale=scale, num_experts=8).P_fast for i in (inputs, inputs._replace(Hn=Hn)))
     assert (two - one) * (Hn - inputs.Hn) < 0
 
 

@@ -116,8 +116,8 @@ def test_a_field_shows_in_the_first_layers_effective_distribution_and_not_in_its
 
 
 def test_models_without_a_distribution_of_a_tokens_own_are_refused() -> None:
+    choosing = RouterSettings(kind="expert_choice", gate="softmax", capacity_factor=2.0)
     with pytest.raises(InputError, match=r"router\.kind=expert_choice"):
-        choosing = RouterSettings(kind="expert_choice", gate="softmax", capacity_factor=2.0)
         check_readable(LanguageModel(build("mixtral").settings, choosing))
     with pytest.raises(InputError, match=r"model\.dense=true"):
         check_readable(build("mixtral", dense=True))

@@ -60,7 +60,18 @@ def test_rows_and_settings_are_strict_json() -> None:
     telemetry = recorded().telemetry()
     text = json.dumps([telemetry.about, *[chunk.row() for chunk in telemetry.chunks]], allow_nan=False)
     row = json.loads(text)[1]
-    for name in ("P_fast", "P_mid", "P_slow", "w_fast", "w_mid", "w_slow", "P_net", "rho", "should_pause", "pause_reason"):
+    for name in (
+        "P_fast",
+        "P_mid",
+        "P_slow",
+        "w_fast",
+        "w_mid",
+        "w_slow",
+        "P_net",
+        "rho",
+        "should_pause",
+        "pause_reason",
+    ):
         assert name in row
     for name in ("Hn", "m_r", "m", "C", "d_meso", "d_macro", "q", "J", "c_f", "c_s", "v"):
         assert {f"{name}_mean", f"{name}_last"} <= row.keys()
