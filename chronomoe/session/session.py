@@ -40,6 +40,8 @@ from chronomoe.session.token_record import GENERATED, INSERTED, PROMPT, TokenRec
 from chronomoe.settings import InputError
 
 COMPLETED, BY_COMMAND = "completed", "end"
+USUAL_CHUNKS = 50
+"""Chunks that room is reserved for at the start; more may follow."""
 
 
 class Aggregate(NamedTuple):
@@ -100,7 +102,7 @@ class Session:
                 f"the prompt's {len(ids)} tokens and a chunk of {self.settings.chunk_tokens} exceed the model's "
                 f"longest text of {longest}: shorten the prompt"
             )
-        stream = self.model.new_state(1, len(ids) + self.settings.chunk_tokens)
+        stream = self.model.new_state(1, int(min(longest, len(ids) + USUAL_CHUNKS * self.settings.chunk_tokens)))
         reading = read(self.model, ids, stream)
         meter = Meter(self.calibration.frame, self.model.settings.num_experts)
         tokens = meter.follow(look(reading, reading.logits_SV[:-1], ids), PROMPT, -1)
