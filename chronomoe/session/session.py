@@ -15,18 +15,17 @@ One sequence at a time. The model must be in eval mode.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from chronomoe.model.generation import sample
 from chronomoe.session.calibration import Calibration
-from chronomoe.session.chunk import Chunk, describe, inputs_of, with_derived
+from chronomoe.session.chunk import Aggregate, Chunk, aggregate, describe, inputs_of, with_derived
 from chronomoe.session.clock_heads import LEAST_UPDATES
 from chronomoe.session.commands import Command, parse
 from chronomoe.session.constraints import chosen
@@ -36,23 +35,12 @@ from chronomoe.session.reading import Readable, check_readable, read
 from chronomoe.session.settings import SessionSettings, check_session
 from chronomoe.session.state import SessionState, load_state
 from chronomoe.session.telemetry import Telemetry
-from chronomoe.session.token_record import GENERATED, INSERTED, PROMPT, TokenRecord, columns_of
+from chronomoe.session.token_record import GENERATED, INSERTED, NO_CHUNK, PROMPT, TokenRecord, columns_of
 from chronomoe.settings import InputError
 
 COMPLETED, BY_COMMAND = "completed", "end"
 USUAL_CHUNKS = 50
 """Chunks that room is reserved for at the start; more may follow."""
-
-
-class Aggregate(NamedTuple):
-    """Of the chunks since the session began or was reset."""
-
-    chunks: int
-    tokens: int
-    mean_chunk_tokens: float
-    mean_P_net: float
-    pauses: dict[str, int]
-    """Reason -> how often."""
 
 
 class Session:
@@ -105,7 +93,7 @@ class Session:
         stream = self.model.new_state(1, int(min(longest, len(ids) + USUAL_CHUNKS * self.settings.chunk_tokens)))
         reading = read(self.model, ids, stream)
         meter = Meter(self.calibration.frame, self.model.settings.num_experts)
-        tokens = meter.follow(look(reading, reading.logits_SV[:-1], ids), PROMPT, -1)
+        tokens = meter.follow(look(reading, reading.logits_SV[:-1], ids), PROMPT, NO_CHUNK)
         self._state = SessionState(
             ids=ids,
             stream=stream,
@@ -153,6 +141,7 @@ class Session:
                 break
             looks.append(self.take([token], GENERATED, index))
         if len(looks) < settings.chunk_tokens / 2:
+            state.tokens[first:] = [record._replace(chunk=NO_CHUNK) for record in state.tokens[first:]]
             return None
         return self.close(index, first, looks, forced=forced is not None)
 
@@ -228,23 +217,26 @@ class Session:
         elif said is Command.MULTISTEP_OFF:
             state.mode = "single_turn"
         elif said is Command.END:
-            state.ended, state.paused = state.ended or BY_COMMAND, False
+            state.ended, state.paused = BY_COMMAND, False
         elif said is Command.RESET:
             state.history_from = len(state.chunks)
         return said
 
     def insert(self, ids: Sequence[int]) -> float:
-        """Answer a pause with tokens of one's own, none being the same as `continue`.
+        """Answer a pause, or an end that nobody asked for, with tokens of one's own, none being the same as `continue`.
 
         They update the model's state and the clocks and are no part of any chunk. Returns the work W they cost: the sum
-        of their surprisal, in nats. Raises InputError where they do not fit into the model's longest text.
+        of their surprisal, in nats. Raises InputError after the command to end, and where they do not fit into the
+        model's longest text.
         """
         inserted = self.checked(ids)
+        if self.state.ended == BY_COMMAND:
+            raise InputError("the session was ended: restore a snapshot, or begin another text")
         if len(inserted) + self.settings.chunk_tokens > self.room:
             raise InputError(
                 f"{len(inserted)} tokens to insert leave no room for a chunk: insert fewer, or begin shorter"
             )
-        self.state.paused = False
+        self.state.paused, self.state.ended = False, None
         if not inserted:
             return 0.0
         first = len(self.state.tokens)
@@ -303,17 +295,8 @@ class Session:
 
     def aggregate(self) -> Aggregate | None:
         """Of the history; None while it is empty."""
-        chunks = self.state.chunks[self.state.history_from :]
-        if not chunks:
-            return None
-        tokens = sum(len(chunk.ids) for chunk in chunks)
-        return Aggregate(
-            chunks=len(chunks),
-            tokens=tokens,
-            mean_chunk_tokens=tokens / len(chunks),
-            mean_P_net=float(np.mean([chunk.P_net for chunk in chunks])),
-            pauses=dict(Counter(chunk.pause_reason for chunk in chunks if chunk.pause_reason is not None)),
-        )
+        history = self.state.chunks[self.state.history_from :]
+        return aggregate(history) if history else None
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Raises InputError for what is no token of the model."""

@@ -22,6 +22,7 @@ from chronomoe.session.pressures import Inputs
 from chronomoe.session.reading import read
 from chronomoe.session.session import Session
 from chronomoe.session.settings import SessionSettings
+from chronomoe.session.telemetry import replay
 from chronomoe.session.token_record import GENERATED, INSERTED, TokenRecord
 from chronomoe.settings import InputError, RunFailed
 
@@ -319,7 +320,26 @@ def test_a_piece_is_a_chunk_from_half_a_chunk_on(ending: tuple[int, int], kept: 
     assert [len(found.ids) for found in session.state.chunks] == ([place] if kept else [])
     assert (chunk is None) == (not kept)
     tokens = session.telemetry().tokens
-    assert (tokens["chunk"][tokens["kind"] == GENERATED] == 0).sum() == place
+    assert (tokens["chunk"][tokens["kind"] == GENERATED] == (0 if kept else -1)).tolist() == [True] * place
+
+
+def test_a_text_that_ended_by_itself_can_be_perturbed_and_one_that_was_ended_cannot(ending: tuple[int, int]) -> None:
+    token, place = ending
+    session = open_session(temperature=1.0, eos_id=token, chunk_tokens=2 * place + 1)
+    assert session.next_chunk() is None
+    snapshot = session.snapshot()
+    session.insert([1, 2, 3])
+    chunk = session.next_chunk(given=[5] * (2 * place + 1))
+    assert chunk is not None
+    assert (chunk.index, chunk.inserted, chunk.start) == (0, 3, 40 + place + 3)
+    assert replay(session.telemetry())[0].P_net == pytest.approx(chunk.P_net, abs=1e-12)
+    session.restore(snapshot)
+    assert session.insert([]) == 0.0
+    assert session.state.ended is None
+    session.restore(snapshot)
+    session.command("end")
+    with pytest.raises(InputError, match="the session was ended"):
+        session.insert([1])
 
 
 def test_a_banned_end_is_never_drawn_and_leaves_the_signals_unmodified(ending: tuple[int, int]) -> None:
