@@ -16,6 +16,7 @@ from chronomoe.session.settings import SessionSettings
 VOCABULARY = 40
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mixtral": ({"num_layers": 2, "num_experts": 8}, {"top_k": 2}),
+    "switch": ({"num_layers": 2, "num_experts": 8}, {"kind": "switch", "gate": "softmax", "top_k": 1}),
     "deepseek": (
         {"num_layers": 2, "num_experts": 8, "num_shared_experts": 1},
         {"top_k": 3, "gate": "sigmoid"},

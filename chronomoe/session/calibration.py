@@ -27,7 +27,7 @@ from chronomoe.session.codebook import spherical_kmeans
 from chronomoe.session.constraints import CONSTRAINTS, Threshold, threshold_of
 from chronomoe.session.meter import Frame, Look, Meter, look
 from chronomoe.session.reading import Readable, check_readable, read
-from chronomoe.session.token_record import PROMPT, SIGNALS, columns_of
+from chronomoe.session.token_record import NO_CHUNK, PROMPT, SIGNALS, columns_of
 from chronomoe.settings import InputError
 from chronomoe.tensor_file import save_tensors
 from chronomoe.training.resuming import BROKEN
@@ -175,7 +175,7 @@ def measure_blocks(looks: list[Look], frame: Frame, num_experts: int) -> dict[st
     """Signal -> its values at all tokens where the clocks are ready."""
     parts = []
     for seen in tqdm(looks, "calibrating: measuring", delay=2, unit="block"):
-        columns = columns_of(Meter(frame, num_experts).follow(seen, PROMPT, -1))
+        columns = columns_of(Meter(frame, num_experts).follow(seen, PROMPT, NO_CHUNK))
         ready = np.isfinite(columns["d_macro"])
         parts.append({name: columns[name][ready] for name in SIGNALS})
     return {name: np.concatenate([part[name] for part in parts]) for name in SIGNALS}

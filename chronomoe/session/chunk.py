@@ -9,8 +9,10 @@ Axes: S tokens of the chunk, L MoE layers, E experts.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from chronomoe.session.constraints import Threshold, penalty
 from chronomoe.session.documented import documented_inputs
@@ -31,6 +33,8 @@ class Chunk:
     """Position of its first token."""
     ids: list[int]
     mode: str
+    forced: bool
+    """Its tokens were given, not generated."""
     inserted: int
     """Tokens inserted since the chunk before."""
     work: float
@@ -126,3 +130,26 @@ def describe(columns: Columns, probabilities_SLE: Floats, generated: list[int]) 
         "distinct4": distinct_4(generated[-WINDOW:]),
         "degenerate": is_degenerate(generated),
     }
+
+
+class Aggregate(NamedTuple):
+    """Of the chunks since the session began or was reset."""
+
+    chunks: int
+    tokens: int
+    mean_chunk_tokens: float
+    mean_P_net: float
+    pauses: dict[str, int]
+    """Reason -> how often."""
+
+
+def aggregate(chunks: Sequence[Chunk]) -> Aggregate:
+    """Of at least one chunk."""
+    tokens = sum(len(chunk.ids) for chunk in chunks)
+    return Aggregate(
+        chunks=len(chunks),
+        tokens=tokens,
+        mean_chunk_tokens=tokens / len(chunks),
+        mean_P_net=sum(chunk.P_net for chunk in chunks) / len(chunks),
+        pauses=dict(Counter(chunk.pause_reason for chunk in chunks if chunk.pause_reason is not None)),
+    )

@@ -26,8 +26,8 @@ CANDIDATES = 4
 def spherical_kmeans(x_NX: Floats, num_codes: int, seed: int) -> Doubles:
     """Unit centres, fp64 [B, X]. Raises InputError if there are fewer different tokens than codes.
 
-    The first centres are far apart (greedy k-means++ on 1 - cosine); a centre that loses all its tokens takes the token that
-    its own centre describes worst.
+    The first centres are far apart (greedy k-means++ on 1 - cosine); a centre that loses all its tokens takes the
+    token that its own centre describes worst.
     """
     rng = np.random.default_rng(seed)
     x_NX = x_NX.astype(np.float32)

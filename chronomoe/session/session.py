@@ -15,18 +15,17 @@ One sequence at a time. The model must be in eval mode.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from chronomoe.model.generation import sample
 from chronomoe.session.calibration import Calibration
-from chronomoe.session.chunk import Chunk, describe, inputs_of, with_derived
+from chronomoe.session.chunk import Aggregate, Chunk, aggregate, describe, inputs_of, with_derived
 from chronomoe.session.clock_heads import LEAST_UPDATES
 from chronomoe.session.commands import Command, parse
 from chronomoe.session.constraints import chosen
@@ -36,21 +35,12 @@ from chronomoe.session.reading import Readable, check_readable, read
 from chronomoe.session.settings import SessionSettings, check_session
 from chronomoe.session.state import SessionState, load_state
 from chronomoe.session.telemetry import Telemetry
-from chronomoe.session.token_record import GENERATED, INSERTED, PROMPT, TokenRecord, columns_of
+from chronomoe.session.token_record import GENERATED, INSERTED, NO_CHUNK, PROMPT, TokenRecord, columns_of
 from chronomoe.settings import InputError
 
 COMPLETED, BY_COMMAND = "completed", "end"
-
-
-class Aggregate(NamedTuple):
-    """Of the chunks since the session began or was reset."""
-
-    chunks: int
-    tokens: int
-    mean_chunk_tokens: float
-    mean_P_net: float
-    pauses: dict[str, int]
-    """Reason -> how often."""
+USUAL_CHUNKS = 50
+"""Chunks that room is reserved for at the start; more may follow."""
 
 
 class Session:
@@ -100,10 +90,10 @@ class Session:
                 f"the prompt's {len(ids)} tokens and a chunk of {self.settings.chunk_tokens} exceed the model's "
                 f"longest text of {longest}: shorten the prompt"
             )
-        stream = self.model.new_state(1, len(ids) + self.settings.chunk_tokens)
+        stream = self.model.new_state(1, int(min(longest, len(ids) + USUAL_CHUNKS * self.settings.chunk_tokens)))
         reading = read(self.model, ids, stream)
         meter = Meter(self.calibration.frame, self.model.settings.num_experts)
-        tokens = meter.follow(look(reading, reading.logits_SV[:-1], ids), PROMPT, -1)
+        tokens = meter.follow(look(reading, reading.logits_SV[:-1], ids), PROMPT, NO_CHUNK)
         self._state = SessionState(
             ids=ids,
             stream=stream,
@@ -121,13 +111,18 @@ class Session:
             chunks=[],
         )
 
-    def next_chunk(self) -> Chunk | None:
+    def next_chunk(self, given: Sequence[int] | None = None) -> Chunk | None:
         """Generate and measure a chunk; None where the text ended before half of one.
 
+        given: a chunk of somebody else's text in its place (teacher forcing), measured exactly as generated tokens are:
+        what a position in a text does by itself shows there.
         Raises InputError at a pause that nobody answered, after the session's end, and where no whole chunk fits into
         the model's longest text any more.
         """
         state, settings = self.state, self.settings
+        forced = None if given is None else self.checked(given)
+        if forced is not None and len(forced) != settings.chunk_tokens:
+            raise InputError(f"{len(forced)} tokens were given for a chunk of chunk_tokens={settings.chunk_tokens}")
         if state.ended is not None:
             raise InputError(f"the session has ended ({state.ended}): restore a snapshot, or begin another text")
         if state.paused:
@@ -139,15 +134,16 @@ class Session:
             )
         index, first = len(state.chunks), len(state.tokens)
         looks: list[Look] = []
-        for _ in range(settings.chunk_tokens):
-            token = self.draw()
-            if token == settings.eos_id and settings.eos == "stop":
+        for place in range(settings.chunk_tokens):
+            token = self.draw() if forced is None else forced[place]
+            if forced is None and token == settings.eos_id and settings.eos == "stop":
                 state.ended = COMPLETED
                 break
             looks.append(self.take([token], GENERATED, index))
         if len(looks) < settings.chunk_tokens / 2:
+            state.tokens[first:] = [record._replace(chunk=NO_CHUNK) for record in state.tokens[first:]]
             return None
-        return self.close(index, first, looks)
+        return self.close(index, first, looks, forced=forced is not None)
 
     def draw(self) -> int:
         """The next token, from the kept logits."""
@@ -167,7 +163,7 @@ class Session:
         state.ids += ids
         return seen
 
-    def close(self, index: int, first: int, looks: list[Look]) -> Chunk:
+    def close(self, index: int, first: int, looks: list[Look], *, forced: bool) -> Chunk:
         """A chunk of the records from `first` on: signals, pressures, pause, residual intent."""
         state, settings = self.state, self.settings
         columns = with_derived(columns_of(state.tokens[first:]), self.thresholds)
@@ -183,6 +179,7 @@ class Session:
         chunk = Chunk(
             index=index,
             mode=state.mode,
+            forced=forced,
             inserted=len(inserted),
             work=sum(record.surprisal for record in inserted),
             inputs=inputs._asdict(),
@@ -220,23 +217,26 @@ class Session:
         elif said is Command.MULTISTEP_OFF:
             state.mode = "single_turn"
         elif said is Command.END:
-            state.ended, state.paused = state.ended or BY_COMMAND, False
+            state.ended, state.paused = BY_COMMAND, False
         elif said is Command.RESET:
             state.history_from = len(state.chunks)
         return said
 
     def insert(self, ids: Sequence[int]) -> float:
-        """Answer a pause with tokens of one's own, none being the same as `continue`.
+        """Answer a pause, or an end that nobody asked for, with tokens of one's own, none being the same as `continue`.
 
         They update the model's state and the clocks and are no part of any chunk. Returns the work W they cost: the sum
-        of their surprisal, in nats. Raises InputError where they do not fit into the model's longest text.
+        of their surprisal, in nats. Raises InputError after the command to end, and where they do not fit into the
+        model's longest text.
         """
         inserted = self.checked(ids)
+        if self.state.ended == BY_COMMAND:
+            raise InputError("the session was ended: restore a snapshot, or begin another text")
         if len(inserted) + self.settings.chunk_tokens > self.room:
             raise InputError(
                 f"{len(inserted)} tokens to insert leave no room for a chunk: insert fewer, or begin shorter"
             )
-        self.state.paused = False
+        self.state.paused, self.state.ended = False, None
         if not inserted:
             return 0.0
         first = len(self.state.tokens)
@@ -295,17 +295,8 @@ class Session:
 
     def aggregate(self) -> Aggregate | None:
         """Of the history; None while it is empty."""
-        chunks = self.state.chunks[self.state.history_from :]
-        if not chunks:
-            return None
-        tokens = sum(len(chunk.ids) for chunk in chunks)
-        return Aggregate(
-            chunks=len(chunks),
-            tokens=tokens,
-            mean_chunk_tokens=tokens / len(chunks),
-            mean_P_net=float(np.mean([chunk.P_net for chunk in chunks])),
-            pauses=dict(Counter(chunk.pause_reason for chunk in chunks if chunk.pause_reason is not None)),
-        )
+        history = self.state.chunks[self.state.history_from :]
+        return aggregate(history) if history else None
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """Raises InputError for what is no token of the model."""

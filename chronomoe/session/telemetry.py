@@ -6,8 +6,7 @@
 | tokens | a column a signal: token_record.py; with C, and v where there are constraints |
 | chunks | chunk.py, `Chunk` |
 
-A chunk's tokens are those generated ones that carry its index; the tokens of a last piece shorter than half a chunk
-carry an index without a chunk.
+A chunk's tokens are those of kind 1 that carry its index; inserted tokens carry the index of the chunk to come.
 """
 
 from __future__ import annotations

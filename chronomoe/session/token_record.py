@@ -2,7 +2,7 @@
 
 | column | definition |
 |---|---|
-| kind, chunk, t, token | 0 prompt, 1 generated, 2 inserted; chunk (-1 before the first); position in the text; id |
+| kind, chunk, t, token | 0 prompt, 1 generated or forced, 2 inserted; chunk or NO_CHUNK; position; id |
 | surprisal, p1, p2, m, m_nats, m_selected | of the next-token distribution before the token: text_signals.py |
 | Hn, Hn_effective | entropy of the clean, and of the steered, router distribution over ln E, mean over layers |
 | m_r, m_r_logit, m_r_boundary | router margins, mean over layers: routing_signals.py |
@@ -28,6 +28,8 @@ from numpy.typing import NDArray
 from chronomoe.session.reading import Floats, Integers
 
 PROMPT, GENERATED, INSERTED = 0, 1, 2
+NO_CHUNK = -1
+"""Chunk of the prompt's tokens, and of a last piece shorter than half a chunk."""
 
 
 class TokenRecord(NamedTuple):

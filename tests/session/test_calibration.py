@@ -10,7 +10,7 @@ import pytest
 import torch
 from session_models import FAMILIES, build, calibrated, made_text
 
-from chronomoe.session.calibration import calibrate, load_calibration, look_at_block, weights_of
+from chronomoe.session.calibration import calibrate, load_calibration, look_at_block, measure_blocks, weights_of
 from chronomoe.session.clock_heads import signature
 from chronomoe.session.constraints import CONSTRAINTS, chosen, penalty, threshold_of
 from chronomoe.session.reading import read
@@ -33,10 +33,15 @@ def test_means_are_those_of_the_blocks_without_their_first_tokens() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_thresholds_leave_one_token_in_a_hundred_above(family: str) -> None:
     model, calibration = calibrated(family)
+    text = made_text(3000)
+    looks = [look_at_block(model, text[start : start + 256]) for start in range(0, 3000, 256)]
+    columns = measure_blocks(looks, calibration.frame, model.settings.num_experts)
     assert set(calibration.thresholds) == set(CONSTRAINTS)
-    assert all(sd > 0 for _, sd in calibration.thresholds.values())
-    assert all(theta >= calibration.signals[name][0] for name, (theta, _) in calibration.thresholds.items())
-    assert 0 < calibration.signals["Hn"][0] < 1
+    for name, (theta, sd) in calibration.thresholds.items():
+        assert 0.004 < (columns[name] > theta).mean() < 0.011, name
+        assert sd == pytest.approx(columns[name].std())
+    for name, (mean, sd) in calibration.signals.items():
+        assert (mean, sd) == pytest.approx((columns[name].mean(), columns[name].std())), name
 
 
 def test_penalty_counts_standard_deviations_above_the_threshold() -> None:

@@ -128,7 +128,7 @@ def test_fill_grows_to_one_half_in_a_half_life() -> None:
 
 def test_distances_before_enough_tokens_are_an_error() -> None:
     clocks, _ = run(independent(LEAST_UPDATES - 1, width=4))
-    with pytest.raises(RunFailed, match="d_meso.*31 tokens of the 32"):
+    with pytest.raises(RunFailed, match=r"d_meso.*31 tokens of the 32"):
         clocks.distances()
 
 

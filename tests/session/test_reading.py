@@ -112,12 +112,12 @@ def test_a_field_shows_in_the_first_layers_effective_distribution_and_not_in_its
     top_k = model.router_settings.top_k
     chosen = np.sort(np.argsort(on.effective_SLE[:, 0], axis=-1)[:, -top_k:], axis=-1)
     agreement = (chosen == np.sort(on.expert_ids_SLK[:, 0], axis=-1)).mean()
-    assert agreement > (0.9 if family == "deepseek" else 0.999)  # scores below 0 are no probabilities
+    assert agreement > (0.8 if family in ("deepseek", "switch") else 0.999)  # scores below 0 are no probabilities
 
 
 def test_models_without_a_distribution_of_a_tokens_own_are_refused() -> None:
+    choosing = RouterSettings(kind="expert_choice", gate="softmax", capacity_factor=2.0)
     with pytest.raises(InputError, match=r"router\.kind=expert_choice"):
-        choosing = RouterSettings(kind="expert_choice", gate="softmax", capacity_factor=2.0)
         check_readable(LanguageModel(build("mixtral").settings, choosing))
     with pytest.raises(InputError, match=r"model\.dense=true"):
         check_readable(build("mixtral", dense=True))
