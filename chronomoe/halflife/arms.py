@@ -22,7 +22,6 @@ from tqdm import tqdm
 from chronomoe.halflife.prompts import Prompt, read_prompts
 from chronomoe.halflife.recording import (
     Interruptions,
-    Recital,
     Recording,
     load_responses,
     record,
@@ -131,8 +130,8 @@ def record_text(
     telemetry = recorded(path, own, calibration)
     responses = load_responses(responses_path)
     if telemetry is None or (cuts is not None and not responses_path.is_file()):
-        session = Session(model, calibration, own) if recited is None else Recital(model, calibration, own, recited)
-        telemetry, responses = record(session, given.ids, settings.chunks, cuts)
+        session = Session(model, calibration, own)
+        telemetry, responses = record(session, given.ids, settings.chunks, cuts, recited)
         folder.mkdir(parents=True, exist_ok=True)
         if cuts is not None:
             save_responses(responses, responses_path)

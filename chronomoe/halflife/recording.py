@@ -7,7 +7,7 @@ happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from chronomoe.session.calibration import Calibration
 from chronomoe.session.perturbation import Phrases, arm_ids, respond
 from chronomoe.session.pressures import FAST_INSTABILITY, NEGATIVE_PRESSURE
-from chronomoe.session.reading import Readable
 from chronomoe.session.session import COMPLETED, Session
 from chronomoe.session.settings import SessionSettings
 from chronomoe.session.telemetry import Telemetry, read_telemetry
@@ -59,35 +58,28 @@ class Recording:
         return STOPS.get(self.telemetry.about["ended"] or "", "K")
 
 
-class Recital(Session):
-    """A session whose tokens are given: what a text written by somebody else shows."""
-
-    def __init__(
-        self, model: Readable, calibration: Calibration, settings: SessionSettings, given: Sequence[int]
-    ) -> None:
-        super().__init__(model, calibration, settings)
-        self.given: Iterator[int] = iter(given)
-
-    def draw(self) -> int:
-        return next(self.given)
-
-
 def record(
-    session: Session, prompt_ids: Sequence[int], chunks: int, cuts: Interruptions | None = None
+    session: Session,
+    prompt_ids: Sequence[int],
+    chunks: int,
+    cuts: Interruptions | None = None,
+    given: Sequence[int] | None = None,
 ) -> tuple[Telemetry, list[dict[str, Any]]]:
-    """Raises InputError for a prompt that does not fit, and for a text that ended before its first chunk."""
-    needed, longest = len(prompt_ids) + chunks * session.settings.chunk_tokens, session.model.settings.longest_text
-    if needed > longest:
+    """`given`: all tokens of somebody else's text, in the place of the model's own.
+
+    Raises InputError for a prompt that does not fit.
+    """
+    size, longest = session.settings.chunk_tokens, session.model.settings.longest_text
+    if len(prompt_ids) + chunks * size > longest:
         raise InputError(
-            f"{len(prompt_ids)} tokens of a prompt and {chunks} chunks of {session.settings.chunk_tokens} exceed the "
-            f"model's longest text of {longest}: lower chunks or chunk_size, or shorten the prompt"
+            f"{len(prompt_ids)} tokens of a prompt and {chunks} chunks of {size} exceed the model's longest text of "
+            f"{longest}: lower chunks or chunk_size, or shorten the prompt"
         )
     session.begin(prompt_ids)
     responses: list[dict[str, Any]] = []
     for number in range(1, chunks + 1):
-        if session.next_chunk() is None:
-            break
-        if session.state.ended is not None:
+        forced = None if given is None else given[(number - 1) * size : number * size]
+        if session.next_chunk(forced) is None or session.state.ended is not None:
             break
         if cuts is not None and number in cuts.at:
             responses += interrupt(session, number, cuts)

@@ -14,6 +14,9 @@ import pytest
 import torch
 from training_runs import Outcome
 
+from chronomoe import convert
+from chronomoe.config import load_config
+from chronomoe.data.packing import prepare_corpus
 from chronomoe.data.tokenizer import load_tokenizer
 from chronomoe.generate import load_model
 from chronomoe.halflife import __main__ as halflife
@@ -131,9 +134,6 @@ def test_every_interruption_is_paid_for(found: dict[str, Any]) -> None:
 
 def test_human_text_is_read_as_it_was_written(measured: Path, runs: dict[str, Path]) -> None:
     """The held text behind what calibrates, word by word."""
-    from chronomoe.config import load_config
-    from chronomoe.data.packing import prepare_corpus
-
     config = load_config(runs["mixtral"] / "config.yaml")
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
     held = np.asarray(corpus.val_tokens)[1400:].tolist()
@@ -269,3 +269,36 @@ def test_prompts_of_the_package_are_long_enough_and_of_many_kinds(runs: dict[str
     assert len({prompt.genre for prompt in prompts}) >= 4
     assert all(len(tokenizer.encode(prompt.text).ids) >= 32 for prompt in prompts)
     assert any("light-dependent" in prompt.text and "light-independent" in prompt.text for prompt in prompts)
+
+
+def test_an_exported_model_has_the_half_life_of_its_run(
+    ask: Ask, outcome_of: Callable[..., Outcome], trained_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Through transformers and the adapter, greedily: the same texts, and the same pressures but for rounding."""
+    pytest.importorskip("transformers")
+    run = trained_run(
+        "trainer.max_steps=30",
+        "trainer.eval_every_steps=30",
+        "optim.lr=1e-2",
+        *LONG,
+        "model.max_seq_len=512",
+        "chrono=off",
+    )
+    assert outcome_of(convert.main, f"source={run}", f"target={tmp_path / 'exported'}").code == 0
+    corpus = tmp_path / "usual.txt"
+    config = load_config(run / "config.yaml")
+    tokens = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True).val_tokens
+    corpus.write_text(load_tokenizer(str(run / "tokenizer")).tokenizer.decode(tokens[:6000].tolist()))
+    greedy = [word for word in QUICK if not word.startswith(("seeds", "prompts", "prompt_"))]
+    greedy += ["seeds=1", "temperature=0", "eos=ban", f"calibration={corpus}"]
+    found = {}
+    for name, source in (("run", run), ("exported", tmp_path / "exported")):
+        outcome = ask(f"model={source}", *greedy, f"output={name}")
+        assert outcome.code == 0, outcome.stderr
+        (model,) = json.loads((tmp_path / name / "halflife.json").read_text())["models"].values()
+        found[name] = model["series"]
+    assert len(found["run"]) == len(found["exported"]) == 3
+    for mine, theirs in zip(found["run"], found["exported"], strict=True):
+        assert mine["chunks"]["text"] == theirs["chunks"]["text"]
+        assert np.allclose(mine["chunks"]["P_mid"], theirs["chunks"]["P_mid"], rtol=0, atol=1e-4)
+        assert np.allclose(mine["chunks"]["Hn"], theirs["chunks"]["Hn"], rtol=0, atol=1e-4)
