@@ -80,7 +80,7 @@ class Arm:
     documented: list[tuple[Documented, HalfLife]]
     """As first published, on all chunks, degenerate ones too."""
     pooled: Shape | None
-    """None where no series is long enough."""
+    """None where fewer than two prompts have a series that is long enough."""
     effect: Interval | None
     """Over prompts: of the effect of the pooled shape of lowest AICc that is not constant."""
     survival: Survival | None
@@ -104,7 +104,8 @@ def measure_arm(arm: Sequence[Series], floor: float, ceiling: float, rng: np.ran
     for index in progress(long_enough, "fitting", "series"):
         shapes[index] = series_shape(values[index], phi, floor, rng)
     kept = [arm[index] for index in long_enough]
-    pooled, effect = pooled_shape(kept, phi, floor) if kept else (None, None)
+    several = len({series.prompt for series in kept}) > 1
+    pooled, effect = pooled_shape(kept, phi, floor) if several else (None, None)
     refused = refusal(arm, phi)
     return Arm(
         series=arm,
@@ -129,7 +130,7 @@ def series_shape(value_K: NDArray[np.float64], phi: float, floor: float, rng: np
 
 
 def pooled_shape(arm: Sequence[Series], phi: float, floor: float) -> tuple[Shape, Interval]:
-    """The shape of all series together, and the interval over prompts of its effect."""
+    """The shape of the series of at least two prompts together, and the interval over prompts of its effect."""
     of, prompt_S = moments([series.observed_K for series in arm], phi), prompt_indices(arm)
     fits = fit(of, np.ones((1, len(arm))))
     changing = 1 + int(fits.aicc_BF[0, 1:].argmin())

@@ -17,11 +17,14 @@ def finding(arm: Arm, attainable: Attainable) -> str:
     degenerate = sum(series.onset < len(series.value_K) or series.stop == "degenerate" for series in arm.series)
     if 2 * degenerate > len(arm.series):
         return f"degenerate/untrained: not interpretable; {degenerate} of {len(arm.series)} series repeat themselves"
-    if arm.pooled is None:
+    if not arm.verdicts:
         return f"not identifiable: no series has {FEWEST_CHUNKS} chunks"
     if all((series.observed_K == series.observed_K[:1]).all() for series in arm.series):
         frozen = f"; frozen inputs: {', '.join(attainable.frozen)}" if attainable.frozen else ""
         return f"stable, variance 0{frozen}"
+    if arm.pooled is None:
+        alone = ", ".join(f"{number} {verdict}" for verdict, number in arm.verdicts.most_common())
+        return f"not identifiable: one prompt says nothing of others; its series by themselves: {alone}"
     found = describe(arm.pooled)
     if not attainable.half_reachable:
         low, high, half = attainable.low, attainable.high, attainable.start / 2

@@ -141,6 +141,14 @@ def test_a_small_fall_is_a_decay_of_undetermined_shape() -> None:
     assert line.endswith("(4 prompts x 1 seeds; intervals need 20 x 3)")
 
 
+def test_one_prompt_speaks_for_itself_only() -> None:
+    found = measured(made(0.1 + 0.5 * np.exp(-K / 8), prompts=1))
+    assert found.pooled is found.effect is None
+    line = conclusion(found, REACHABLE)
+    assert "one prompt says nothing of others; its series by themselves: 3 exponential" in line
+    assert "1 prompts x 3 seeds" in line
+
+
 def test_nothing_here_needs_torch() -> None:
     code = "import sys, chronomoe.decay.verdict; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

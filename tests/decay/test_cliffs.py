@@ -106,7 +106,7 @@ def test_a_step_without_noise_is_a_cliff_and_a_line_without_noise_is_none() -> N
 def test_a_permutation_is_one_of_blocks_after_a_line_and_before_another(block: int) -> None:
     """28 chunks are five blocks of 5 and one of 3. Both p are estimates from 999 draws."""
     rng = np.random.default_rng(0)
-    value = ar1_noise(rng, (28,), 0.3) - 0.8 * (np.arange(28) >= 14)
+    value = np.sin(np.arange(28) / 4.5) + 1.5 * rng.normal(size=28)
 
     def cusum(series: np.ndarray) -> float:
         rest = series - np.polyval(np.polyfit(np.arange(28), series, 1), np.arange(28))
