@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from opened_report import DESKTOP, PHONE, Opened, launched
 from training_runs import Outcome
 
 from chronomoe import convert
@@ -176,6 +177,20 @@ def test_the_page_shows_conclusions_and_figures_from_disk(measured: Path, found:
         "deepseek-layers.png"
     }
     assert page.count("<img ") == len(figures)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_works_offline_in_a_browser(measured: Path, viewport: dict[str, int]) -> None:
+    with launched() as chromium:
+        opened = Opened(chromium, measured / "halflife.html", viewport)
+        assert opened.complaints == []
+        assert opened.overflow() <= 0
+        widths = opened.page.locator("img").evaluate_all("images => images.map(image => image.naturalWidth)")
+        assert len(widths) > 5
+        assert min(widths) > 300
+        opened.page.locator("details summary").first.click()
+        assert opened.page.locator("details[open] pre").first.inner_text().strip()
 
 
 def test_the_pressure_taken_apart_is_the_pressure() -> None:
