@@ -96,9 +96,9 @@ class SteeredModel(Steerable):
 
     @property
     def device(self) -> torch.device:
-        """Where token ids are read."""
-        device: torch.device = self.embedding.weight.device
-        return device
+        """Where token ids are read; accelerate knows it of an embedding that it offloads."""
+        weight = self.embedding.weight
+        return torch.device(self.embedding._hf_hook.execution_device) if weight.is_meta else weight.device
 
     def freeze(self, what: str) -> int:
         """`all`, or `base`, which leaves the routers to learn; returns how many parameters learn."""
