@@ -41,8 +41,10 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
         yield f"  half-life     {decay['survival_refused']}"
     else:
         survival = decay["survival"]
+        reached = survival["median"]["estimate"] is not None
+        median = f"median {interval(survival['median'])} chunks" if reached else "median not reached"
         yield (
-            f"  half-life     median {interval(survival['median'])} chunks; {survival['events']} lost half, "
+            f"  half-life     {median}; {survival['events']} lost half, "
             f"{survival['censored']} censored, {survival['stopped']} ended themselves"
         )
     shares = model["variance_shares"]
@@ -95,5 +97,5 @@ def number(value: float | None) -> str:
 
 def interval(found: dict[str, Any]) -> str:
     low, high = found["low"], found["high"]
-    middle = "not reached" if found["estimate"] is None else number(found["estimate"])
+    middle = number(found["estimate"])
     return middle if low is None and high is None else f"{middle} [{number(low)}, {number(high)}]"

@@ -101,7 +101,7 @@ def draw_pressure(name: str, model: dict[str, Any]) -> Figure:
 def label(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=10, loc="left")
     axes.set_xlabel("chunk")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(framealpha=0.8, edgecolor="none", fontsize=8)
     frame(axes)
 
 
