@@ -1,3 +1,3 @@
 """chronomoe: Mixture-of-Experts language models whose routing is under closed-loop control."""
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"

@@ -14,6 +14,7 @@ where it was left, text by text.
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ from chronomoe.halflife.recording import Recording
 from chronomoe.halflife.settings import HalflifeSettings, check_halflife
 from chronomoe.halflife.subject import Subject, load_subject
 from chronomoe.settings import InputError
-from chronomoe.whole_file import write_json
+from chronomoe.whole_file import write_whole
 
 SCHEMA = 1
 CONTRASTED = ("P_mid", "Hn")
@@ -52,7 +53,7 @@ def main() -> None:
         "models": {subject.name: describe(subject, recorded[subject.name], settings) for subject in subjects},
         "contrast": plain(contrast(recorded)),
     }
-    write_json(output / "halflife.json", found)
+    write_whole(output / "halflife.json", json.dumps(found) + "\n")
     figures = draw_all(found, output / "figures")
     write_page(found, figures, output / "halflife.html")
     print(table(found))

@@ -69,10 +69,13 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
 def null_lines(model: dict[str, Any]) -> Iterator[str]:
     nulls = model["nulls"]
     shuffled = nulls["shuffled"]
-    yield (
-        f"  null          shuffled chunks: slope {number(shuffled['observed'])}, by chance {number(shuffled['low'])} "
-        f"to {number(shuffled['high'])}, p {shuffled['p']:.3f}"
-    )
+    if shuffled is None:
+        yield "  null          shuffled chunks: no text is long enough"
+    else:
+        yield (
+            f"  null          shuffled chunks: slope {number(shuffled['observed'])}, by chance "
+            f"{number(shuffled['low'])} to {number(shuffled['high'])}, p {shuffled['p']:.3f}"
+        )
     for name in ("constant", "reversed"):
         yield f"  null          {name}: {nulls[name]}"
     for arm, facts in model["arms"].items():

@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chronomoe.benchmark.figure import frame, new_figure
+from chronomoe.decay.documented import ols_slope
+from chronomoe.decay.series import FEWEST_CHUNKS
 from chronomoe.halflife.arms import HUMAN, OFF, REAL, UNTRAINED
 from chronomoe.halflife.quantities import PRIMARY
 from chronomoe.study.figures import DPI
+from chronomoe.study.pairs import bootstrap_interval
 from chronomoe.study.palette import BLACK, BLUE, EXPERTS, GREEN, ORANGE, PALE_GREY, SLATE, VERMILION
 
 if TYPE_CHECKING:
@@ -60,7 +63,9 @@ def column(rows: Sequence[dict[str, Any]], name: str) -> NDArray[np.float64]:
     return values
 
 
-def draw_band(axes: Axes, values: NDArray[np.float64], colour: str, label: str, *, texts: bool) -> None:
+def draw_band(
+    axes: Axes, values: NDArray[np.float64], colour: str, label: str, *, texts: bool = False, dash: str = "-"
+) -> None:
     """Median and quartiles over texts; `texts`: each of them, too."""
     k = np.arange(values.shape[1])
     alive = np.isfinite(values).sum(axis=0) >= max(2, len(values) // 4)
@@ -70,7 +75,7 @@ def draw_band(axes: Axes, values: NDArray[np.float64], colour: str, label: str, 
         axes.plot(k, values.T, color=colour, alpha=0.08, linewidth=0.6)
     low, middle, high = np.nanquantile(values[:, alive], [0.25, 0.5, 0.75], axis=0)
     axes.fill_between(k[alive], low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(k[alive], middle, color=colour, linewidth=1.8, label=label)
+    axes.plot(k[alive], middle, color=colour, linewidth=1.8, linestyle=dash, label=label)
 
 
 def draw_pressure(name: str, model: dict[str, Any]) -> Figure:
@@ -89,11 +94,11 @@ def draw_pressure(name: str, model: dict[str, Any]) -> Figure:
     net.axhline(0, color=BLACK, linewidth=1)
     label(net, "P_net")
     for part, colour in zip(("P_fast", PRIMARY, "P_slow"), EXPERTS, strict=False):
-        draw_band(parts, column(texts, part), colour, part, texts=False)
+        draw_band(parts, column(texts, part), colour, part)
     label(parts, "pressures")
     for arm, colour in ARM_COLOURS.items():
         if rows_of(model, arm):
-            draw_band(entropy, column(rows_of(model, arm), "Hn"), colour, arm, texts=False)
+            draw_band(entropy, column(rows_of(model, arm), "Hn"), colour, arm)
     label(entropy, "entropy of routing, over ln E")
     return figure
 
@@ -198,6 +203,8 @@ def draw_slopes(found: dict[str, Any]) -> Figure | None:
             if texts:
                 rows.append((f"{name}, {arm}", *slope_interval(column(texts, PRIMARY)), ARM_COLOURS[arm]))
         null = model["nulls"]["shuffled"]
+        if null is None:
+            continue
         rows.append((f"{name}, shuffled", 0.5 * (null["low"] + null["high"]), null["low"], null["high"], SLATE))
     figure = new_figure(1.2 + 0.3 * len(rows))
     axes = figure.add_subplot()
@@ -215,21 +222,20 @@ def draw_slopes(found: dict[str, Any]) -> Figure | None:
 
 
 def slope_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    from chronomoe.decay.documented import ols_slope
-    from chronomoe.study.pairs import bootstrap_interval
-
-    slopes = np.array([ols_slope(of[np.isfinite(of)]) for of in values if np.isfinite(of).sum() > 1])
+    """Of texts of at least FEWEST_CHUNKS chunks: in few chunks a slope is noise."""
+    slopes = np.array([ols_slope(of[np.isfinite(of)]) for of in values if np.isfinite(of).sum() >= FEWEST_CHUNKS])
     if not len(slopes):
         return (float("nan"),) * 3
     return float(slopes.mean()), *bootstrap_interval(slopes)
 
 
 def draw_models(found: dict[str, Any]) -> Figure:
-    figure = new_figure(3.4)
+    figure = new_figure(3.8)
+    figure.suptitle("median and quartiles over texts", fontsize=11)
     pressure, entropy = figure.subplots(1, 2)
     for colour, (name, model) in zip(EXPERTS, found["models"].items(), strict=False):
-        draw_band(pressure, column(rows_of(model, REAL), PRIMARY), colour, name, texts=False)
-        draw_band(entropy, column(rows_of(model, REAL), "Hn"), colour, name, texts=False)
+        draw_band(pressure, column(rows_of(model, REAL), PRIMARY), colour, name)
+        draw_band(entropy, column(rows_of(model, REAL), "Hn"), colour, name)
         if rows_of(model, UNTRAINED):
             draw_band(
                 pressure, column(rows_of(model, UNTRAINED), PRIMARY), PALE_GREY, f"{name}, untrained", texts=False

@@ -31,7 +31,7 @@ from chronomoe.decay.boundary import boundary_effect
 from chronomoe.decay.documented import ols_slope
 from chronomoe.decay.entropy import evolution
 from chronomoe.decay.nulls import against_shuffles, reversed_in_time
-from chronomoe.decay.series import Series, prompt_indices
+from chronomoe.decay.series import FEWEST_CHUNKS, Series, prompt_indices
 from chronomoe.decay.verdict import conclusion
 from chronomoe.halflife.arms import REAL
 from chronomoe.halflife.pressure import chunk_numbers, constant_arm, inputs_of, pressure, sound, terms
@@ -187,8 +187,9 @@ def nulls(
     constant = constant_arm(arm, real)
     frozen = reach._replace(frozen=[*inputs_of(real)])
     backwards = reversed_in_time(arm)
+    long = [series for series in arm if len(series.observed_K) >= FEWEST_CHUNKS]
     return {
-        "shuffled": against_shuffles(arm, mean_slope, rng),
+        "shuffled": against_shuffles(long, mean_slope, rng) if long else None,
         "reversed": conclusion(measure_arm(backwards, reach.low, reach.high, rng), reach),
         "constant": conclusion(measure_arm(constant, reach.low, reach.high, rng), frozen),
     }
@@ -196,7 +197,7 @@ def nulls(
 
 def mean_slope(arm: Sequence[Series]) -> float:
     """Of least squares, per chunk, averaged over texts."""
-    return float(np.mean([ols_slope(series.observed_K) for series in arm if len(series.observed_K) > 1]))
+    return float(np.mean([ols_slope(series.observed_K) for series in arm]))
 
 
 def signals(real: Sequence[Recording]) -> dict[str, dict[str, float]]:
