@@ -13,19 +13,31 @@ VALIDATION = "validation"
 
 
 @dataclass(kw_only=True)
-class HalflifeSettings:
-    model: list[str] = setting([])
-    """Directories of runs, folders of Hugging Face models, or hub names; several are compared: model=[a,b]."""
+class SubjectSettings:
+    """How a model is found, and in what frame it is measured."""
+
     checkpoint: str = setting("best", choices=["best", "last"])
     """Of a run."""
-    prompts: str | None = setting(None)
-    """A .jsonl file (text, and id and genre if you like, a line), a text file with blank lines between prompts,
-    `validation` for passages of a run's own held-out text, or null for the twenty that come with the package."""
     calibration: str | None = setting(None)
     """A text of the usual kind, disjoint from the prompts, that fixes the frame of measurement; null: a run's held-out
     text."""
     calibration_tokens: int = setting(50_000, low=1_000)
     """Tokens of it that are used; what stands behind them gives human text and `validation` prompts."""
+    dtype: str = setting("auto", choices=["auto", "bf16", "fp16", "fp32"])
+    """Of a Hugging Face model's weights; auto: as they are saved."""
+    device_map: str | None = setting(None)
+    """Of a Hugging Face model, such as auto."""
+    quantisation: str = setting("none", choices=["none", "int8", "nf4"])
+    """Of a Hugging Face model, by bitsandbytes; refused where it would not reach nine tenths of the parameters."""
+
+
+@dataclass(kw_only=True)
+class HalflifeSettings(SubjectSettings):
+    model: list[str] = setting([])
+    """Directories of runs, folders of Hugging Face models, or hub names; several are compared: model=[a,b]."""
+    prompts: str | None = setting(None)
+    """A .jsonl file (text, and id and genre if you like, a line), a text file with blank lines between prompts,
+    `validation` for passages of a run's own held-out text, or null for the twenty that come with the package."""
     prompt_tokens: int = setting(64, low=32)
     """Tokens of a `validation` prompt, and of human text before its first chunk."""
     num_prompts: int = setting(20, low=1)
@@ -63,12 +75,6 @@ class HalflifeSettings:
     """Chunks that are followed after an interruption."""
     output: str = setting("outputs/halflife")
     """Folder of everything that is measured; the same command goes on where it was left."""
-    dtype: str = setting("auto", choices=["auto", "bf16", "fp16", "fp32"])
-    """Of a Hugging Face model's weights; auto: as they are saved."""
-    device_map: str | None = setting(None)
-    """Of a Hugging Face model, such as auto."""
-    quantisation: str = setting("none", choices=["none", "int8", "nf4"])
-    """Of a Hugging Face model, by bitsandbytes; the true footprint is printed."""
 
 
 def session_settings(settings: HalflifeSettings, seed: int, eos_id: int | None) -> SessionSettings:

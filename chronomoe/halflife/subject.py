@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from chronomoe.data.tokenizer import LanguageTokenizer, load_tokenizer
-from chronomoe.halflife.settings import HalflifeSettings
+from chronomoe.halflife.settings import SubjectSettings
 from chronomoe.session.reading import Readable, check_readable
 from chronomoe.settings import InputError
 
@@ -47,12 +47,12 @@ def is_run(source: str) -> bool:
     return (Path(source).expanduser() / "checkpoints").is_dir()
 
 
-def load_subject(source: str, settings: HalflifeSettings) -> Subject:
+def load_subject(source: str, settings: SubjectSettings) -> Subject:
     """Raises InputError for what is no model, or one that no session can measure."""
     return (from_run if is_run(source) else from_pretrained)(source, settings)
 
 
-def from_run(source: str, settings: HalflifeSettings) -> Subject:
+def from_run(source: str, settings: SubjectSettings) -> Subject:
     from chronomoe.chrono.checks import check_decoding
     from chronomoe.evaluate import load_checkpoint, untrained_twin
 
@@ -80,7 +80,7 @@ def from_run(source: str, settings: HalflifeSettings) -> Subject:
     )
 
 
-def from_pretrained(source: str, settings: HalflifeSettings) -> Subject:
+def from_pretrained(source: str, settings: SubjectSettings) -> Subject:
     from chronomoe.pretrained.loading import load_steered
 
     if settings.calibration is None:
@@ -129,7 +129,7 @@ def read_text(path: str, language: LanguageTokenizer) -> NDArray[np.int64]:
     return np.array(language.tokenizer.encode(file.read_text("utf-8")).ids, dtype=np.int64)
 
 
-def cut(ids: NDArray[np.int64], settings: HalflifeSettings, source: str) -> tuple[list[int], NDArray[np.int64]]:
+def cut(ids: NDArray[np.int64], settings: SubjectSettings, source: str) -> tuple[list[int], NDArray[np.int64]]:
     most = settings.calibration_tokens
     if len(ids) < most:
         raise InputError(
