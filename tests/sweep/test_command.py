@@ -67,7 +67,7 @@ WRONG = {
     "nothing": ([], "there is nothing to sweep: name a sweep (sweep=pressure_scale) or an axis"),
     "no_name": (["seed=1,2", "sweep.name=null"], "sweep.name must be given"),
     "empty_name": (["seed=1,2", "sweep.name="], "sweep.name must be given"),
-    "unknown_sweep": (["sweep=presure_scale"], "sweep=presure_scale does not exist: there are basin, clock_periods, gamma, laws, pressure_scale, routers, scaled_4x16, search, switch_transfer; did you mean sweep=pressure_scale?"),
+    "unknown_sweep": (["sweep=presure_scale"], "sweep=presure_scale does not exist: there are basin, clock_periods, gamma, hybrid, laws, pressure_scale, routers, scaled_4x16, search, switch_transfer; did you mean sweep=pressure_scale?"),
     "unknown_axis": (["chrono.gama=0,1"], "unknown key 'chrono.gama': did you mean 'chrono.gamma'?"),
     "unknown_setting": (["seed=1,2", "sweep.nmae=x"], "unknown key 'sweep.nmae': did you mean 'sweep.name'?"),
     "unknown_launcher": (["seed=1,2", "launcher=slrum"], "launcher=slrum does not exist: there are debug, local, slurm; did you mean launcher=slurm?"),

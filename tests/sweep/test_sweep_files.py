@@ -67,6 +67,11 @@ ASKED: dict[str, tuple[Callable[[TrainConfig], Any], list[Any], list[int]]] = {
         [("expert_choice", "softmax", "off"), *((*kind, law) for kind in KINDS for law in ("off", "chronovisor"))],
         SEEDS,
     ),
+    "hybrid": (
+        lambda c: ("".join(c.model.kinds), c.router.load_balancing_weight, c.chrono.law),
+        [(blocks, weight, "chronovisor") for blocks in ("TTTT", "RRRT") for weight in (0.0, 0.01)],
+        SEEDS,
+    ),
 }  # fmt: skip
 """Sweep -> what of a config it asks about, the values of that, and the seeds of each."""
 
@@ -125,7 +130,7 @@ def test_a_sweep_is_sound_and_says_in_its_first_line_what_it_is(swept: Callable[
 
 
 @pytest.mark.parametrize("name", ASKED)
-def test_the_baseline_stands_in_every_stratum_with_every_seed_and_controls_nothing(
+def test_the_baseline_stands_in_every_stratum_with_every_seed_and_is_the_plain_one(
     swept: Callable[[str], Swept], name: str
 ) -> None:
     sweep = swept(name)
@@ -136,7 +141,9 @@ def test_the_baseline_stands_in_every_stratum_with_every_seed_and_controls_nothi
         arm = " ".join(each for each in point.overrides if not each.startswith(("seed=", *within)))
         is_baseline = arm == sweep.config.sweep.baseline
         strata.setdefault(stratum, []).append(is_baseline)
-        if is_baseline:
+        if is_baseline and name == "hybrid":  # whose arms are models
+            assert set(point.config.model.kinds) == {"T"}
+        elif is_baseline:
             law = point.config.chrono
             assert law.law == "off" or (law.pressure_scale == 0 and law.temperature.kind == "off")
     assert len(strata) >= 3
