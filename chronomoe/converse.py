@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chronomoe.entry import guarded, read_arguments
+from chronomoe.halflife.recording import check_room
 from chronomoe.halflife.settings import SubjectSettings
 from chronomoe.halflife.subject import Subject, load_subject
 from chronomoe.session.calibration import calibrate
 from chronomoe.session.chunk import Chunk
+from chronomoe.session.clock_heads import LEAST_UPDATES
 from chronomoe.session.commands import Command
 from chronomoe.session.session import Session
 from chronomoe.session.settings import SessionSettings
@@ -55,22 +57,29 @@ def main() -> None:
         raise InputError(f"telemetry={settings.telemetry}: give a file in a folder that exists")
     subject = load_subject(settings.model, settings)
     session = open_session(subject, settings)
+    try:
+        talk(session, subject, settings)
+    finally:
+        print()
+        if settings.telemetry is not None:
+            session.telemetry().write(Path(settings.telemetry))
+
+
+def talk(session: Session, subject: Subject, settings: ConverseSettings) -> None:
     print(settings.prompt, end="", flush=True)
     while session.state.ended is None:
+        shown = len(session.state.ids)
         chunk = session.next_chunk()
+        print(subject.language.tokenizer.decode(session.state.ids[shown:]), end="", flush=True)
         if chunk is None:
             break
-        print(subject.language.tokenizer.decode(chunk.ids), end="", flush=True)
         print(measured(chunk), file=sys.stderr)
         while session.state.paused:
             answer(session, subject, read_line())
         if session.room < settings.chunk_size:
             print("[the model's longest text is full]", file=sys.stderr)
-            break
-    print()
-    print(f"[{session.state.ended or 'ended'}]", file=sys.stderr)
-    if settings.telemetry is not None:
-        session.telemetry().write(Path(settings.telemetry))
+            return
+    print(f"[{session.state.ended}]", file=sys.stderr)
 
 
 def open_session(subject: Subject, settings: ConverseSettings) -> Session:
@@ -82,9 +91,13 @@ def open_session(subject: Subject, settings: ConverseSettings) -> Session:
         seed=settings.seed,
         eos_id=subject.language.eos_id,
     )
+    ids = subject.language.tokenizer.encode(settings.prompt).ids
+    if len(ids) < LEAST_UPDATES:
+        raise InputError(f"prompt has {len(ids)} tokens and the clocks need {LEAST_UPDATES}: write a longer one")
+    check_room("prompt", len(ids), 1, settings.chunk_size, subject.model.settings.longest_text, None)
     calibration = calibrate(subject.model, subject.frame_ids, least_tokens=len(subject.frame_ids))
     session = Session(subject.model, calibration, own)
-    session.begin(subject.language.tokenizer.encode(settings.prompt).ids)
+    session.begin(ids)
     return session
 
 
@@ -97,7 +110,11 @@ def read_line() -> str:
 def answer(session: Session, subject: Subject, line: str) -> None:
     said = session.command(line.strip() or "continue")
     if said is Command.PERTURBATION:
-        work = session.insert(subject.language.tokenizer.encode(line).ids)
+        try:
+            work = session.insert(subject.language.tokenizer.encode(line).ids)
+        except InputError as refused:  # too long a text: nothing is lost, and something else may be said
+            print(f"[{refused}]", file=sys.stderr)
+            return
         print(line, end="", flush=True)
         print(f"[inserted: {work:.1f} nats]", file=sys.stderr)
     elif said in (Command.MULTISTEP_OFF, Command.MULTISTEP_ON, Command.RESET):

@@ -96,6 +96,11 @@ def read_ids(settings: PerplexitySettings) -> Tensor:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"text={path} cannot be read as UTF-8 text ({error}): give a text file") from None
+    if (Path(settings.model).expanduser() / "checkpoints").is_dir():
+        raise InputError(
+            f"model={settings.model} is a run of this project: python -m chronomoe.evaluate reads it, and "
+            "python -m chronomoe.convert takes it to a folder that this command reads"
+        )
     language = load_tokenizer(settings.tokenizer or settings.model, key="tokenizer" if settings.tokenizer else "model")
     ids_S = torch.tensor(next(iter(encode(language.tokenizer, [text]))), dtype=torch.int64)
     needed = 2 * (settings.window + 1)

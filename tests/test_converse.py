@@ -80,7 +80,7 @@ def test_the_end_of_input_is_the_end(talk: Talk) -> None:
     ("arguments", "fragment"),
     [
         (["prompt=the slow"], "the clocks need 32"),
-        (["model=nowhere"], "is no run: give calibration="),
+        (["model=nowhere"], "is no directory of a run"),
         (["telemetry=nowhere/t.pt"], "give a file in a folder that exists"),
     ],
 )

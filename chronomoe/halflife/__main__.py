@@ -22,9 +22,9 @@ from typing import Any
 
 from chronomoe import __version__
 from chronomoe.entry import guarded, read_arguments
-from chronomoe.halflife.arms import HUMAN, OFF, REAL, UNTRAINED, record_arm
+from chronomoe.halflife.arms import HUMAN, OFF, REAL, UNTRAINED, plan, record_arm
 from chronomoe.halflife.console import table
-from chronomoe.halflife.contrast import differences
+from chronomoe.halflife.contrast import Difference, corrected, differences
 from chronomoe.halflife.figures import draw_all
 from chronomoe.halflife.findings import findings, plain
 from chronomoe.halflife.page import write_page
@@ -43,14 +43,24 @@ def main() -> None:
     settings = read_arguments(HalflifeSettings, sys.argv[1:])
     check_halflife(settings)
     output = Path(settings.output)
-    subjects = [load_subject(source, settings) for source in settings.model]
-    check_names(subjects)
-    recorded = {subject.name: record_subject(subject, settings, output / subject.name) for subject in subjects}
+    for source in settings.model[1:]:
+        plan(load_subject(source, settings), settings)  # what is wrong with a later one is said before hours of work
+    models: dict[str, Any] = {}
+    recorded: dict[str, dict[str, list[Recording]]] = {}
+    for source in settings.model:  # one at a time in memory
+        subject = load_subject(source, settings)
+        if subject.name in recorded:
+            raise InputError(f"model: two of them are called {subject.name}: copy one to a folder of another name")
+        texts = plan(subject, settings)
+        recorded[subject.name] = {
+            arm: record_arm(arm, texts[arm], subject, settings, output / subject.name) for arm in texts
+        }
+        models[subject.name] = describe(subject, recorded[subject.name], settings)
     found: dict[str, Any] = {
         "schema": SCHEMA,
         "chronomoe": __version__,
         "settings": asdict(settings),
-        "models": {subject.name: describe(subject, recorded[subject.name], settings) for subject in subjects},
+        "models": models,
         "contrast": plain(contrast(recorded)),
     }
     write_whole(output / "halflife.json", json.dumps(found) + "\n")
@@ -65,35 +75,25 @@ def describe(subject: Subject, recorded: dict[str, list[Recording]], settings: H
     return {"about": subject.about, **found}
 
 
-def check_names(subjects: list[Subject]) -> None:
-    names = [subject.name for subject in subjects]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"model: two of them are called {twice}: copy one to a folder of another name")
+def contrast(recorded: dict[str, dict[str, list[Recording]]]) -> list[Difference]:
+    """Every model against the first, and each against its own null arms, prompt by prompt; p corrected over all."""
+    names, rows = list(recorded), []
+    pairs = [((name, REAL), (names[0], REAL)) for name in names[1:]]
+    pairs += [((name, REAL), (name, arm)) for name in names for arm in (OFF, UNTRAINED, HUMAN) if arm in recorded[name]]
+    for (one, mine), (other, theirs) in pairs:
+        a, b = same_prompts(recorded[one][mine], recorded[other][theirs])
+        label = other if theirs == REAL else f"{other}, {theirs}"
+        for quantity in CONTRASTED:
+            rows += differences(one, series_of(a, quantity), label, series_of(b, quantity), quantity)
+    return corrected(rows)
 
 
-def record_subject(subject: Subject, settings: HalflifeSettings, folder: Path) -> dict[str, list[Recording]]:
-    """Arm -> its texts."""
-    arms = [REAL]
-    if settings.nulls:
-        arms += [*([OFF] if subject.steered else []), UNTRAINED, HUMAN]
-    return {arm: record_arm(arm, subject, settings, folder) for arm in arms}
-
-
-def contrast(recorded: dict[str, dict[str, list[Recording]]]) -> list[Any]:
-    """Every model against the first; and each against its own null arms, where prompts are the same."""
-    rows: list[Any] = []
-    names = list(recorded)
-    for quantity in CONTRASTED:
-        real = {name: series_of(recorded[name][REAL], quantity) for name in names}
-        for name in names[1:]:
-            rows += differences(name, real[name], names[0], real[names[0]], quantity)
-        for name in names:
-            for arm in (OFF, UNTRAINED):
-                if arm in recorded[name]:
-                    theirs = series_of(recorded[name][arm], quantity)
-                    rows += differences(name, real[name], f"{name}, {arm}", theirs, quantity)
-    return rows
+def same_prompts(mine: list[Recording], theirs: list[Recording]) -> tuple[list[Recording], list[Recording]]:
+    """Those of prompts that are the same text on both sides."""
+    shared = {(one.prompt, one.text) for one in mine} & {(one.prompt, one.text) for one in theirs}
+    return [one for one in mine if (one.prompt, one.text) in shared], [
+        one for one in theirs if (one.prompt, one.text) in shared
+    ]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ from chronomoe.halflife.prompts import Prompt, read_prompts
 from chronomoe.halflife.recording import (
     Interruptions,
     Recording,
-    load_responses,
+    check_room,
+    digest,
+    load_recording,
+    manifest_of,
     record,
-    recorded,
-    save_responses,
+    save_recording,
 )
 from chronomoe.halflife.settings import VALIDATION, HalflifeSettings, session_settings
 from chronomoe.halflife.subject import Subject, passages
-from chronomoe.session.calibration import Calibration, calibrate, load_calibration
+from chronomoe.session.calibration import Calibration, calibrate, load_calibration, text_hash
 from chronomoe.session.clock_heads import LEAST_UPDATES
 from chronomoe.session.perturbation import Phrases
 from chronomoe.session.reading import Readable
@@ -63,6 +65,8 @@ def given_prompts(subject: Subject, settings: HalflifeSettings) -> list[Given]:
             raise InputError(
                 f"prompts: {prompt.id} has {len(ids)} tokens and the clocks need {LEAST_UPDATES + 1}: lengthen it"
             )
+    if "offtopic" in settings.perturb and len(prompts) == 1:
+        raise InputError("perturb=offtopic inserts another prompt, and there is one: raise num_prompts")
     return [
         Given(prompt=prompt, ids=ids, offtopic=cuts[(number + 1) % len(cuts)])
         for number, (prompt, ids) in enumerate(zip(prompts, cuts, strict=True))
@@ -70,74 +74,119 @@ def given_prompts(subject: Subject, settings: HalflifeSettings) -> list[Given]:
 
 
 def calibration_of(model: Readable, subject: Subject, path: Path) -> Calibration:
-    """Made once, and read back."""
-    if path.is_file():
-        found = load_calibration(path)
-        found.check_model(model)
+    """Made once, and read back. Raises InputError where it was made of another text."""
+    if not path.is_file():
+        found = calibrate(model, subject.frame_ids, least_tokens=len(subject.frame_ids))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found.save(path)
         return found
-    found = calibrate(model, subject.frame_ids, least_tokens=min(len(subject.frame_ids), 50_000))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found.save(path)
+    found = load_calibration(path)
+    found.check_model(model)
+    if found.text != text_hash(subject.frame_ids):
+        raise InputError(
+            f"{path} is of another calibration text: choose another folder with output=…, or the same calibration and "
+            "calibration_tokens"
+        )
     return found
 
 
-def record_arm(arm: str, subject: Subject, settings: HalflifeSettings, folder: Path) -> list[Recording]:
-    """Every text of an arm; those in the folder are read, the others recorded."""
-    model = subject.untrained() if arm == UNTRAINED else subject.model
-    calibration = calibration_of(model, subject, folder / f"calibration{'_untrained' if arm == UNTRAINED else ''}.pt")
-    texts = human_texts(subject, settings) if arm == HUMAN else own_texts(subject, settings)
-    found = []
-    bar = tqdm(texts, desc=f"{subject.name}, {arm}", unit="text", disable=None)
-    with neutral(model) if arm == OFF else as_it_is():
-        for given, seed, recited in bar:
-            found.append(record_text(arm, model, calibration, subject, settings, folder / arm, given, seed, recited))
-    return found
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One to be recorded."""
+
+    given: Given
+    seed: int
+    recited: list[int] | None
+    """Somebody else's tokens in the place of the model's own."""
+    cuts: Interruptions | None
 
 
-def own_texts(subject: Subject, settings: HalflifeSettings) -> list[tuple[Given, int, None]]:
+def plan(subject: Subject, settings: HalflifeSettings) -> dict[str, list[Text]]:
+    """Arm -> its texts. Raises InputError, before anything is recorded, for whatever does not fit."""
+    arms = [REAL]
+    if settings.nulls:
+        arms += [*([OFF] if subject.steered else []), UNTRAINED, HUMAN]
     given = given_prompts(subject, settings)
-    return [(one, settings.seed + number, None) for one in given for number in range(settings.seeds)]
+    planned = {}
+    for arm in arms:
+        texts = human_texts(subject, settings, len(given)) if arm == HUMAN else own_texts(subject, settings, given, arm)
+        for text in texts:
+            check_room(
+                text.given.prompt.id,
+                len(text.given.ids),
+                settings.chunks,
+                settings.chunk_size,
+                subject.model.settings.longest_text,
+                text.cuts,
+            )
+        planned[arm] = texts
+    return planned
 
 
-def human_texts(subject: Subject, settings: HalflifeSettings) -> list[tuple[Given, int, list[int]]]:
-    """As many passages as prompts, each long enough for every chunk; no sampling, so one seed."""
-    count = len(given_prompts(subject, settings))
+def own_texts(subject: Subject, settings: HalflifeSettings, given: list[Given], arm: str) -> list[Text]:
+    interrupted = arm == REAL and settings.perturb
+    return [
+        Text(
+            given=one,
+            seed=settings.seed + number,
+            recited=None,
+            cuts=interruptions(subject, settings, one) if interrupted else None,
+        )
+        for one in given
+        for number in range(settings.seeds)
+    ]
+
+
+def human_texts(subject: Subject, settings: HalflifeSettings, count: int) -> list[Text]:
+    """As many passages as prompts, each long enough for every chunk; no sampling, so one seed. With `validation` they
+    are what followed the prompts."""
     begin, length = settings.prompt_tokens, settings.prompt_tokens + settings.chunks * settings.chunk_size
     texts = passages(subject, length, count)
-    prompts = [Prompt(f"human_{number:02}", HUMAN, "") for number in range(count)]
+    name = "passage" if settings.prompts == VALIDATION else HUMAN
+    prompts = [Prompt(f"{name}_{number:02}", HUMAN, "") for number in range(count)]
     return [
-        (Given(prompt=prompt, ids=text[:begin], offtopic=[]), settings.seed, text[begin:])
+        Text(
+            given=Given(prompt=prompt, ids=text[:begin], offtopic=[]),
+            seed=settings.seed,
+            recited=text[begin:],
+            cuts=None,
+        )
         for prompt, text in zip(prompts, texts, strict=True)
     ]
 
 
+def record_arm(
+    arm: str, texts: list[Text], subject: Subject, settings: HalflifeSettings, folder: Path
+) -> list[Recording]:
+    """Every text of an arm; those in the folder are read, the others recorded."""
+    model = subject.untrained() if arm == UNTRAINED else subject.model
+    calibration = calibration_of(model, subject, folder / f"calibration{'_untrained' if arm == UNTRAINED else ''}.pt")
+    bar = tqdm(texts, desc=f"{subject.name}, {arm}", unit="text", disable=None)
+    with neutral(model) if arm == OFF else nullcontext():
+        return [record_text(model, calibration, text, subject, settings, folder / arm) for text in bar]
+
+
 def record_text(
-    arm: str,
-    model: Readable,
-    calibration: Calibration,
-    subject: Subject,
-    settings: HalflifeSettings,
-    folder: Path,
-    given: Given,
-    seed: int,
-    recited: list[int] | None,
+    model: Readable, calibration: Calibration, text: Text, subject: Subject, settings: HalflifeSettings, folder: Path
 ) -> Recording:
-    eos_id = None if recited is not None else subject.language.eos_id
-    own = session_settings(settings, seed, eos_id)
-    path = folder / f"{given.prompt.id}-{seed}.pt"
-    responses_path = path.with_suffix(".responses.pt")
-    cuts = interruptions(subject, settings, given) if arm == REAL and settings.perturb else None
-    telemetry = recorded(path, own, calibration)
-    responses = load_responses(responses_path)
-    if telemetry is None or (cuts is not None and not responses_path.is_file()):
+    given = text.given
+    eos_id = None if text.recited is not None else subject.language.eos_id
+    own = session_settings(settings, text.seed, eos_id)
+    path = folder / f"{given.prompt.id}-{text.seed}.pt"
+    manifest = manifest_of(model, calibration, own, given.ids, settings.chunks, text.cuts, text.recited)
+    found = load_recording(path, manifest)
+    if found is None:
         session = Session(model, calibration, own)
-        telemetry, responses = record(session, given.ids, settings.chunks, cuts, recited)
-        folder.mkdir(parents=True, exist_ok=True)
-        if cuts is not None:
-            save_responses(responses, responses_path)
-        telemetry.write(path)
+        found = record(session, given.ids, settings.chunks, text.cuts, text.recited)
+        save_recording(*found, manifest, path)
+    telemetry, responses = found
     return Recording(
-        prompt=given.prompt.id, genre=given.prompt.genre, seed=seed, telemetry=telemetry, responses=responses
+        prompt=given.prompt.id,
+        genre=given.prompt.genre,
+        seed=text.seed,
+        telemetry=telemetry,
+        responses=responses,
+        text=digest(subject.language.tokenizer.decode(given.ids)),
     )
 
 
@@ -166,8 +215,3 @@ def neutral(model: Any) -> Iterator[None]:
         with torch.no_grad():
             model.expert_bias_LE.copy_(kept[0])
             model.log_temperature_LE.copy_(kept[1])
-
-
-@contextmanager
-def as_it_is() -> Iterator[None]:
-    yield

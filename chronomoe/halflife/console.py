@@ -50,7 +50,7 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
     shares = model["variance_shares"]
     if shares:
         top = max(shares, key=lambda term: shares[term])
-        yield f"  made of       {', '.join(f'{term} {share:.0%}' for term, share in shares.items())}; most: {top}"
+        yield f"  moved by      {', '.join(f'{term} {share:.0%}' for term, share in shares.items())}; most: {top}"
     yield f"  cliffs        {decay['cliffs']['found']} of {decay['cliffs']['tested']}"
     for arm, facts in model["arms"].items():
         if facts.get("entropy"):
@@ -61,7 +61,7 @@ def lines(name: str, model: dict[str, Any]) -> Iterator[str]:
         responses = ", ".join(f"R_{j} {interval(found)}" for j, found in cell["response"].items())
         yield (
             f"  interruption  {cell['arm']} x {cell['dose']}: {responses}; W {number(cell['work'])} nats, "
-            f"p {cell['corrected_p']:.3f}"
+            f"p {cell['corrected_p']:.3f}, n {cell['n']}, {cell['left_out']} left out"
         )
     yield f"  conclusion    {model['conclusion']}"
 

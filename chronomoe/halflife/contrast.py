@@ -2,7 +2,8 @@
 
     difference of a prompt = mean over its texts of a statistic in one model - the same in the other
 Only prompts that both models have are used; intervals resample prompts, p-values flip their signs and are corrected
-(Holm) over statistics. A difference between two models says nothing of a cause: they differ in more than one thing.
+(Holm) over all rows shown together. A difference between two models says nothing of a cause: they differ in more than
+one thing.
 
 Axes: P prompts.
 """
@@ -43,7 +44,8 @@ class Difference(NamedTuple):
     prompts: int
     difference: Interval
     p: float
-    corrected_p: float
+    corrected_p: float | None = None
+    """Over all rows that are shown together."""
 
 
 def differences(
@@ -56,8 +58,6 @@ def differences(
         difference_P = np.array([a[prompt] - b[prompt] for prompt in a if prompt in b])
         if len(difference_P) and np.isfinite(difference_P).all():
             found[name] = difference_P
-    p_values = {name: sign_flip_p(difference_P) for name, difference_P in found.items()}
-    corrected = holm(p_values)
     return [
         Difference(
             one=one,
@@ -66,11 +66,16 @@ def differences(
             statistic=name,
             prompts=len(difference_P),
             difference=mean_interval(difference_P, np.arange(len(difference_P))),
-            p=p_values[name],
-            corrected_p=corrected[name],
+            p=sign_flip_p(difference_P),
         )
         for name, difference_P in found.items()
     ]
+
+
+def corrected(rows: Sequence[Difference]) -> list[Difference]:
+    """With p-values corrected over all of them."""
+    of_row = holm({number: row.p for number, row in enumerate(rows)})
+    return [row._replace(corrected_p=of_row[number]) for number, row in enumerate(rows)]
 
 
 def by_prompt(arm: Sequence[Series], statistic: Statistic) -> dict[str, float]:

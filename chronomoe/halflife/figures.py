@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from chronomoe.benchmark.figure import frame, new_figure
 from chronomoe.decay.documented import ols_slope
+from chronomoe.decay.entropy import mean_interval
 from chronomoe.decay.series import FEWEST_CHUNKS
 from chronomoe.halflife.arms import HUMAN, OFF, REAL, UNTRAINED
 from chronomoe.halflife.quantities import PRIMARY
 from chronomoe.study.figures import DPI
-from chronomoe.study.pairs import bootstrap_interval
 from chronomoe.study.palette import BLACK, BLUE, EXPERTS, GREEN, ORANGE, PALE_GREY, SLATE, VERMILION
 
 if TYPE_CHECKING:
@@ -200,8 +200,9 @@ def draw_slopes(found: dict[str, Any]) -> Figure | None:
     for name, model in found["models"].items():
         for arm in model["arms"]:
             texts = rows_of(model, arm)
-            if texts:
-                rows.append((f"{name}, {arm}", *slope_interval(column(texts, PRIMARY)), ARM_COLOURS[arm]))
+            interval = slope_interval(texts) if texts else None
+            if interval is not None:
+                rows.append((f"{name}, {arm}", *interval, ARM_COLOURS[arm]))
         null = model["nulls"]["shuffled"]
         if null is None:
             continue
@@ -214,19 +215,23 @@ def draw_slopes(found: dict[str, Any]) -> Figure | None:
     axes.axvline(0, color=BLACK, linewidth=1)
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
-    axes.set_title(
-        "slope of P_mid per chunk: mean and 95% over texts; shuffled: 95% of chance", fontsize=11, loc="left"
-    )
+    figure.suptitle("slope of P_mid per chunk: mean and 95% over prompts; shuffled: 95% of chance", fontsize=11)
     frame(axes)
     return figure
 
 
-def slope_interval(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Of texts of at least FEWEST_CHUNKS chunks: in few chunks a slope is noise."""
-    slopes = np.array([ols_slope(of[np.isfinite(of)]) for of in values if np.isfinite(of).sum() >= FEWEST_CHUNKS])
-    if not len(slopes):
-        return (float("nan"),) * 3
-    return float(slopes.mean()), *bootstrap_interval(slopes)
+def slope_interval(texts: Sequence[dict[str, Any]]) -> tuple[float, float, float] | None:
+    """Over prompts, of texts of at least FEWEST_CHUNKS chunks: in few chunks a slope is noise."""
+    values = column(texts, PRIMARY)
+    long = [number for number, of in enumerate(values) if np.isfinite(of).sum() >= FEWEST_CHUNKS]
+    if not long:
+        return None
+    slopes = np.array([ols_slope(values[number][np.isfinite(values[number])]) for number in long])
+    prompts: dict[str, int] = {}
+    prompt_S = np.array([prompts.setdefault(texts[number]["prompt"], len(prompts)) for number in long])
+    found = mean_interval(slopes, prompt_S)
+    middle = float(slopes.mean())
+    return middle, middle if found.low is None else found.low, middle if found.high is None else found.high
 
 
 def draw_models(found: dict[str, Any]) -> Figure:
@@ -237,9 +242,8 @@ def draw_models(found: dict[str, Any]) -> Figure:
         draw_band(pressure, column(rows_of(model, REAL), PRIMARY), colour, name)
         draw_band(entropy, column(rows_of(model, REAL), "Hn"), colour, name)
         if rows_of(model, UNTRAINED):
-            draw_band(
-                pressure, column(rows_of(model, UNTRAINED), PRIMARY), PALE_GREY, f"{name}, untrained", texts=False
-            )
+            untrained = column(rows_of(model, UNTRAINED), PRIMARY)
+            draw_band(pressure, untrained, colour, f"{name}, untrained", dash="--")
     label(pressure, "P_mid")
     label(entropy, "entropy of routing, over ln E")
     return figure

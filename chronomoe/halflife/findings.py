@@ -4,8 +4,8 @@
 |---|---|
 | about | the model and how it was measured |
 | signals | percentiles 1, 50, 99 of every measured signal over the chunks of the real arm; `signals_absent` |
-| attainable, variance_shares, frozen_inputs | what range P_mid can have, what it is made of, what is left without an input |
-| arms | per arm: texts, how they ended, degenerate ones, the decay of P_mid, entropy start to end, in the real arm also of P_net and Hn |
+| attainable, variance_shares, frozen_inputs | what range P_mid can have, what moves it within a text, what is left without an input |
+| arms | per arm: texts, how they ended, degenerate ones, the decay of P_mid in its own range, entropy start to end, in the real and the human arm also of P_net, P_slow and Hn |
 | nulls | slope of P_mid among shuffled chunks; conclusions of reversed ones, and of inputs that stand still |
 | boundary | does P_mid change where a paragraph ends |
 | perturbation | responses.py |
@@ -33,15 +33,15 @@ from chronomoe.decay.entropy import evolution
 from chronomoe.decay.nulls import against_shuffles, reversed_in_time
 from chronomoe.decay.series import FEWEST_CHUNKS, Series, prompt_indices
 from chronomoe.decay.verdict import conclusion
-from chronomoe.halflife.arms import REAL
-from chronomoe.halflife.pressure import chunk_numbers, constant_arm, inputs_of, pressure, sound, terms
-from chronomoe.halflife.quantities import PRIMARY, series_of
+from chronomoe.halflife.arms import HUMAN, REAL
+from chronomoe.halflife.pressure import chunk_numbers, constant_arm, inputs_of, pressure, sound, terms, within_texts
+from chronomoe.halflife.quantities import PRIMARY, QUANTITIES, series_of
 from chronomoe.halflife.recording import Recording
 from chronomoe.halflife.responses import responses, sustaining_dose
 from chronomoe.settings import RunFailed
 
-FOLLOWED = (PRIMARY, "P_net", "Hn")
-"""Quantities of the real arm whose decay is measured in full."""
+FOLLOWED = tuple(QUANTITIES)
+"""Quantities of the real and the human arm whose decay is measured in full."""
 COLUMNS = ("P_fast", "P_mid", "P_slow", "w_fast", "w_mid", "w_slow", "P_net", "rho", "dC", "H_use", "information")
 MEANS = ("Hn", "Hn_effective", "m_r", "m", "d_meso", "d_macro", "q", "J", "c_f", "c_s", "surprisal")
 BASELINE_CHUNKS = 5
@@ -57,12 +57,14 @@ def findings(
     real = [recording for recording in recorded[REAL] if recording.telemetry.chunks]
     inputs = inputs_of(real)
     if not len(inputs["m"]):
-        raise RunFailed("every text was degenerate from its first chunk, or ended in it: there is nothing to measure")
+        ended = sum(not recording.telemetry.chunks for recording in recorded[REAL])
+        raise RunFailed(
+            f"nothing is left to measure: {ended} of {len(recorded[REAL])} texts ended within their first chunk, the "
+            "others repeat themselves from theirs; use eos=ban, another temperature, or a model that was trained longer"
+        )
     rng = np.random.default_rng(seed)
-    arm = series_of(real, PRIMARY)
-    start = float(np.mean([s.observed_K[:BASELINE_CHUNKS].mean() for s in arm if len(s.observed_K)]))
-    reach = attainable_range(pressure, inputs, start)
-    measured = {name: describe_arm(name, texts, reach, rng) for name, texts in recorded.items()}
+    arm, reach = series_of(real, PRIMARY), reach_of(real)
+    measured = {name: describe_arm(name, texts, rng) for name, texts in recorded.items()}
     boundary = boundary_effect(
         [s.observed_K for s in arm],
         [np.array([breaks(language, chunk.ids) for chunk in sound(recording)], dtype=bool) for recording in real],
@@ -75,14 +77,14 @@ def findings(
         "signals": signals(real),
         "signals_absent": real[0].telemetry.about["signals_absent"],
         "attainable": reach,
-        "variance_shares": variance_shares(terms(inputs), pressure(inputs)),
+        "variance_shares": shares(real),
         "frozen_inputs": freeze(pressure, inputs, chunk_numbers(real)),
         "arms": measured,
         "nulls": nulls(arm, real, reach, rng),
         "boundary": boundary,
         "perturbation": {
             "cells": cells,
-            "sustaining_dose": {one: sustaining_dose(cells, one, start / 2) for one in sorted(doses)},
+            "sustaining_dose": {one: sustaining_dose(cells, one, reach.start / 2) for one in sorted(doses)},
         },
         "series": [
             row(name, recording, language if name == REAL else None)
@@ -92,8 +94,24 @@ def findings(
     })  # fmt: skip
 
 
-def describe_arm(name: str, texts: Sequence[Recording], reach: Attainable, rng: np.random.Generator) -> dict[str, Any]:
-    """The decay of P_mid and the course of entropy; of the real arm also of the other quantities."""
+def reach_of(texts: Sequence[Recording]) -> Attainable:
+    """What P_mid can be in these texts, from their own inputs."""
+    arm = series_of(texts, PRIMARY)
+    start = float(np.mean([s.observed_K[:BASELINE_CHUNKS].mean() for s in arm if len(s.observed_K)]))
+    return attainable_range(pressure, inputs_of(texts), start)
+
+
+def shares(texts: Sequence[Recording]) -> dict[str, float] | None:
+    """Of what moves within texts: which of them press more throughout is another question."""
+    inputs = inputs_of(texts)
+    moved = within_texts({**terms(inputs), PRIMARY: pressure(inputs)}, texts)
+    whole = moved.pop(PRIMARY)
+    return variance_shares(moved, whole)
+
+
+def describe_arm(name: str, texts: Sequence[Recording], rng: np.random.Generator) -> dict[str, Any]:
+    """The decay of P_mid, within the range that the arm's own inputs allow, and the course of entropy; of the real and
+    the human arm also of the other quantities."""
     with_chunks = [recording for recording in texts if recording.telemetry.chunks]
     facts: dict[str, Any] = {
         "texts": len(texts),
@@ -102,15 +120,19 @@ def describe_arm(name: str, texts: Sequence[Recording], reach: Attainable, rng: 
         "without_chunk": sum(not recording.telemetry.chunks for recording in texts),
         "degenerate": sum(any(chunk.degenerate for chunk in recording.telemetry.chunks) for recording in texts),
     }
-    if not with_chunks:
-        return facts | {"conclusion": "not measurable: no text has a chunk"}
-    arm = series_of(with_chunks, PRIMARY)
+    if not any(sound(recording) for recording in with_chunks):
+        return facts | {"conclusion": "not measurable: no text has a chunk that is not degenerate"}
+    arm, reach = series_of(with_chunks, PRIMARY), reach_of(with_chunks)
     decay = measure_arm(arm, reach.low, reach.high, rng)
     entropy = series_of(with_chunks, "Hn")
-    kept = [series for series in entropy if len(series.observed_K)]
-    facts |= {"conclusion": conclusion(decay, reach), PRIMARY: describe_decay(decay, each=name == REAL)}
+    kept = [series for series in entropy if len(series.observed_K) >= FEWEST_CHUNKS]
+    facts |= {
+        "attainable": reach,
+        "conclusion": conclusion(decay, reach),
+        PRIMARY: describe_decay(decay, each=name == REAL),
+    }
     facts["entropy"] = evolution([s.observed_K for s in kept], prompt_indices(kept)) if kept else None
-    if name == REAL:
+    if name in (REAL, HUMAN):
         for quantity in FOLLOWED[1:]:
             other = series_of(with_chunks, quantity)
             values = np.concatenate([series.observed_K for series in other])

@@ -28,7 +28,7 @@ def write_page(found: dict[str, Any], figures: Sequence[Path], path: Path) -> No
     shared = [figure for figure in figures if figure.stem in ("models", "slopes")]
     body.append(blocks.section("All arms", *map(picture, shared)))
     for name, model in found["models"].items():
-        own = [figure for figure in figures if figure.stem.startswith(f"{name}-")]
+        own = [figure for figure in figures if figure.stem.rpartition("-")[0] == name]
         body.append(blocks.section(name, preformatted("\n".join(lines(name, model))), *map(picture, own)))
     if found["contrast"]:
         rows = "\n".join(map(contrast_line, found["contrast"]))

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from chronomoe.decay.series import Series
 from chronomoe.halflife.recording import Recording
+from chronomoe.session.chunk import Chunk
 from chronomoe.session.pressures import mid
 
 INPUTS = ("m", "q", "d_meso", "dR")
@@ -43,11 +44,19 @@ def inputs_of(recordings: Sequence[Recording]) -> dict[str, NDArray[np.float64]]
     return {name: np.array([chunk.inputs[name] for chunk in chunks], dtype=np.float64) for name in INPUTS}
 
 
+def within_texts(values: Values, recordings: Sequence[Recording]) -> dict[str, NDArray[np.float64]]:
+    """Every text's own mean taken out, [N]: what is left is what moves while a text goes on."""
+    text_N = np.repeat(np.arange(len(recordings)), [len(sound(recording)) for recording in recordings])
+    counts = np.bincount(text_N, minlength=len(recordings))
+    means = {name: np.bincount(text_N, of_N, len(recordings)) / np.maximum(counts, 1) for name, of_N in values.items()}
+    return {name: of_N - means[name][text_N] for name, of_N in values.items()}
+
+
 def chunk_numbers(recordings: Sequence[Recording]) -> NDArray[np.int64]:
     return np.array([chunk.index for recording in recordings for chunk in sound(recording)], dtype=np.int64)
 
 
-def sound(recording: Recording) -> list:
+def sound(recording: Recording) -> list[Chunk]:
     """The chunks before the first degenerate one."""
     chunks = recording.telemetry.chunks
     onset = next((number for number, chunk in enumerate(chunks) if chunk.degenerate), len(chunks))
@@ -61,6 +70,7 @@ def constant_arm(arm: Sequence[Series], recordings: Sequence[Recording]) -> list
     for series in arm:
         chunks = by_text[series.prompt, series.seed]
         if chunks:
-            means = {name: np.full(len(chunks), np.mean([chunk.inputs[name] for chunk in chunks])) for name in INPUTS}
+            inputs = {name: np.array([chunk.inputs[name] for chunk in chunks], dtype=np.float64) for name in INPUTS}
+            means = {name: np.full_like(of, of.mean()) for name, of in inputs.items()}
             found.append(replace(series, value_K=pressure(means), degenerate_K=None))
     return found

@@ -7,6 +7,7 @@ tokens. Prompts shorter than the clocks need are refused, by name.
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
@@ -40,6 +41,9 @@ def read_prompts(source: str | None, most: int) -> list[Prompt]:
     if not found:
         raise InputError(f"prompts={source} holds no prompt: a line each in .jsonl, or blank lines between them")
     ids = [prompt.id for prompt in found]
+    wrong = next((id_ for id_ in ids if not re.fullmatch(r"[\w.-]+", id_)), None)
+    if wrong is not None:
+        raise InputError(f"prompts={source}: the id {wrong!r} names a file: use letters, digits, _, - and . alone")
     twice = next((id_ for id_ in ids if ids.count(id_) > 1), None)
     if twice is not None:
         raise InputError(f"prompts={source}: the id {twice} is there twice; give every prompt its own")

@@ -4,9 +4,8 @@
 |---|---|
 | P_mid | continuation pressure, whose half-life is asked for |
 | P_net | the weighted sum that decides pauses |
+| P_slow | pressure of the slow clock |
 | Hn | normalised entropy of the clean router distribution |
-| C | coherence, 1 - Hn |
-| m, q, d_meso | what P_mid is made of beside the change of coherence |
 """
 
 from __future__ import annotations
@@ -24,11 +23,8 @@ PRIMARY = "P_mid"
 QUANTITIES: dict[str, Callable[[Chunk], Any]] = {
     "P_mid": lambda chunk: chunk.P_mid,
     "P_net": lambda chunk: chunk.P_net,
+    "P_slow": lambda chunk: chunk.P_slow,
     "Hn": lambda chunk: chunk.inputs["Hn"],
-    "C": lambda chunk: 1 - chunk.inputs["Hn"],  # type: ignore[operator]
-    "m": lambda chunk: chunk.inputs["m"],
-    "q": lambda chunk: chunk.inputs["q"],
-    "d_meso": lambda chunk: chunk.inputs["d_meso"],
 }
 
 

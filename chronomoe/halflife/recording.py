@@ -7,6 +7,8 @@ happened.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,12 +19,15 @@ import torch
 from chronomoe.session.calibration import Calibration
 from chronomoe.session.perturbation import Phrases, arm_ids, respond
 from chronomoe.session.pressures import FAST_INSTABILITY, NEGATIVE_PRESSURE
+from chronomoe.session.reading import Readable
 from chronomoe.session.session import COMPLETED, Session
 from chronomoe.session.settings import SessionSettings
 from chronomoe.session.telemetry import Telemetry, read_telemetry
 from chronomoe.settings import InputError
 from chronomoe.tensor_file import save_tensors
 
+FOLLOWING = ("P_mid", "P_net", "degenerate")
+"""What is kept of the chunks behind an interruption."""
 STOPS = {COMPLETED: "eos", FAST_INSTABILITY: "rule1", NEGATIVE_PRESSURE: "rule2"}
 
 
@@ -51,7 +56,9 @@ class Recording:
     seed: int
     telemetry: Telemetry
     responses: list[dict[str, Any]]
-    """A row an interruption: at, arm, dose, work, inserted, P_mid and P_net of the chunks that followed."""
+    """A row an interruption: at, arm, dose, work, inserted, and FOLLOWING of the chunks that followed."""
+    text: str
+    """Hash of the prompt as text, which is the same to every tokenizer."""
 
     @property
     def stop(self) -> str:
@@ -65,16 +72,8 @@ def record(
     cuts: Interruptions | None = None,
     given: Sequence[int] | None = None,
 ) -> tuple[Telemetry, list[dict[str, Any]]]:
-    """`given`: all tokens of somebody else's text, in the place of the model's own.
-
-    Raises InputError for a prompt that does not fit.
-    """
-    size, longest = session.settings.chunk_tokens, session.model.settings.longest_text
-    if len(prompt_ids) + chunks * size > longest:
-        raise InputError(
-            f"{len(prompt_ids)} tokens of a prompt and {chunks} chunks of {size} exceed the model's longest text of "
-            f"{longest}: lower chunks or chunk_size, or shorten the prompt"
-        )
+    """`given`: all tokens of somebody else's text, in the place of the model's own. Everything fits: `check_room`."""
+    size = session.settings.chunk_tokens
     session.begin(prompt_ids)
     responses: list[dict[str, Any]] = []
     for number in range(1, chunks + 1):
@@ -87,46 +86,108 @@ def record(
     return session.telemetry(), responses
 
 
+def check_room(
+    who: str, prompt_tokens: int, chunks: int, chunk_size: int, longest: float, cuts: Interruptions | None
+) -> None:
+    """Before anything is recorded. Raises InputError for a text that exceeds the model's longest."""
+    if prompt_tokens + chunks * chunk_size > longest:
+        raise InputError(
+            f"{who}: {prompt_tokens} tokens of a prompt and {chunks} chunks of {chunk_size} exceed the model's longest "
+            f"text of {longest}: lower chunks or chunk_size, or shorten the prompt"
+        )
+    if cuts is None:
+        return
+    dose = max(dose for _, dose in cuts.variants())
+    if prompt_tokens + max(cuts.at) * chunk_size + dose + cuts.num_chunks * chunk_size > longest:
+        raise InputError(
+            f"{who}: an interruption after chunk {max(cuts.at)} exceeds the model's longest text of {longest}: lower "
+            "perturb_at, doses or response_chunks"
+        )
+    if "offtopic" in cuts.arms and len(cuts.phrases.offtopic) < dose:
+        raise InputError(
+            f"{who}: perturb=offtopic inserts the next prompt, which has {len(cuts.phrases.offtopic)} tokens and not "
+            f"doses={dose}: lower doses, or use longer prompts"
+        )
+
+
 def interrupt(session: Session, at: int, cuts: Interruptions) -> list[dict[str, Any]]:
     """Leaves the session where it was."""
     moment, rows = session.snapshot(), []
-    longest = max([0, *(dose for _, dose in cuts.variants())]) + cuts.num_chunks * session.settings.chunk_tokens
-    if session.room < longest:
-        raise InputError(
-            f"after chunk {at} no room for an interruption is left in the model's longest text: lower perturb_at, "
-            "doses or response_chunks"
-        )
     vocab_size = session.model.settings.vocab_size
+    drawn = int(digest([*session.state.ids, session.settings.seed])[:8], 16)  # another one at every moment
     for arm, dose in cuts.variants():
-        ids = arm_ids(arm, dose, cuts.phrases, vocab_size, session.settings.seed)
+        ids = arm_ids(arm, dose, cuts.phrases, vocab_size, drawn)
         found = respond(session, moment, ids, num_chunks=cuts.num_chunks)
-        following = {name: [getattr(chunk, name) for chunk in found.chunks] for name in ("P_mid", "P_net")}
+        following = {name: [getattr(chunk, name) for chunk in found.chunks] for name in FOLLOWING}
         rows.append({"at": at, "arm": arm, "dose": dose, "work": found.work, "inserted": found.inserted, **following})
     session.restore(moment)
     return rows
 
 
-def save_responses(rows: list[dict[str, Any]], path: Path) -> None:
-    save_tensors({"responses": rows}, path)
+def digest(content: Any) -> str:
+    """Of plain values, in hexadecimal."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load_responses(path: Path) -> list[dict[str, Any]]:
-    return list(torch.load(path, weights_only=True)["responses"]) if path.is_file() else []
+def manifest_of(
+    model: Readable,
+    calibration: Calibration,
+    settings: SessionSettings,
+    prompt_ids: Sequence[int],
+    chunks: int,
+    cuts: Interruptions | None,
+    given: Sequence[int] | None,
+) -> dict[str, Any]:
+    """What a recording depends on, as plain values."""
+    field = [buffer.double().tolist() for buffer in (model.expert_bias_LE, model.log_temperature_LE)]
+    return {
+        **asdict(settings),
+        "model or calibration": calibration.digest,
+        "field": digest(field),
+        "prompt": digest(list(prompt_ids)),
+        "chunks": chunks,
+        "text": None if given is None else digest(list(given)),
+        "interruptions": None if cuts is None else digest(plain_cuts(cuts)),
+    }
 
 
-def recorded(path: Path, settings: SessionSettings, calibration: Calibration) -> Telemetry | None:
-    """What was recorded before; None if nothing. Raises InputError where that was with other settings or another
-    model."""
+def plain_cuts(cuts: Interruptions) -> list[Any]:
+    phrases = [list(of) for of in (cuts.phrases.neutral, cuts.phrases.offtopic, cuts.phrases.blank)]
+    return [cuts.variants(), sorted(cuts.at), cuts.num_chunks, phrases]
+
+
+def save_recording(telemetry: Telemetry, responses: list[dict[str, Any]], manifest: dict[str, Any], path: Path) -> None:
+    """The text last, by which a recording is known to be whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if manifest["interruptions"] is not None:
+        save_tensors({"responses": responses}, responses_path(path))
+    telemetry.about["manifest"] = manifest
+    telemetry.write(path)
+
+
+def responses_path(path: Path) -> Path:
+    return path.with_suffix(".responses.pt")
+
+
+def load_recording(path: Path, manifest: dict[str, Any]) -> tuple[Telemetry, list[dict[str, Any]]] | None:
+    """What was recorded before; None if nothing, or without the interruptions that are asked for now.
+
+    Raises InputError where it was recorded of something else, naming what.
+    """
     if not path.is_file():
         return None
     telemetry = read_telemetry(path)
-    now = asdict(settings)
-    other = next((name for name in now if telemetry.about["settings"].get(name) != now[name]), None)
+    before = telemetry.about.get("manifest", {})
+    other = next((name for name in manifest if name != "interruptions" and before.get(name) != manifest[name]), None)
+    if other is None and None not in (manifest["interruptions"], before["interruptions"]):
+        other = None if before["interruptions"] == manifest["interruptions"] else "interruptions"
     if other is not None:
         raise InputError(
-            f"{path} was recorded with {other}={telemetry.about['settings'].get(other)}: choose another folder with "
-            "output=…, or the same settings"
+            f"{path} was recorded with another {other}: choose another folder with output=…, or the settings it was "
+            "recorded with"
         )
-    if telemetry.about["calibration"] != calibration.digest:
-        raise InputError(f"{path} was recorded of another model or calibration: choose another folder with output=…")
-    return telemetry
+    if manifest["interruptions"] is None:
+        return telemetry, []
+    if before["interruptions"] is None or not responses_path(path).is_file():
+        return None
+    return telemetry, list(torch.load(responses_path(path), weights_only=True)["responses"])

@@ -12,7 +12,7 @@ Axes: P prompts.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +33,9 @@ class Cell(NamedTuple):
     arm: str
     dose: int
     n: int
-    """Interruptions."""
+    """Interruptions that count."""
+    left_out: int
+    """Pairs in which a side ended at once or repeats itself."""
     prompts: int
     response: dict[int, Interval]
     """j -> R_j over prompts."""
@@ -58,11 +60,19 @@ def responses(recordings: Sequence[Recording], followed: int) -> list[Cell]:
         baseline = {row["at"]: row for row in recording.responses if row["arm"] == "none"}
         for row in recording.responses:
             same = baseline[row["at"]]
-            if row["arm"] != "none" and row["P_mid"] and same["P_mid"]:
+            if row["arm"] != "none" and is_sound(row) and is_sound(same):
                 found[row["arm"], row["dose"]].append((prompt, row, same))
+    made = Counter(
+        (row["arm"], row["dose"]) for recording in recordings for row in recording.responses if row["arm"] != "none"
+    )
     p_values = {key: sign_flip_p(by_prompt(rows, horizons[-1])) for key, rows in found.items()}
     corrected = holm(p_values)
-    return [cell(key, rows, horizons, p_values[key], corrected[key]) for key, rows in found.items()]
+    return [cell(key, rows, horizons, p_values[key], corrected[key], made[key]) for key, rows in found.items()]
+
+
+def is_sound(row: dict[str, Any]) -> bool:
+    """Whether there are chunks behind an interruption, none of them degenerate."""
+    return bool(row["P_mid"]) and not any(row["degenerate"])
 
 
 def cell(
@@ -71,6 +81,7 @@ def cell(
     horizons: Sequence[int],
     p: float,
     corrected_p: float,
+    made: int,
 ) -> Cell:
     prompt_S = renumbered([prompt for prompt, _, _ in rows])
     response = {
@@ -82,6 +93,7 @@ def cell(
         arm=key[0],
         dose=key[1],
         n=len(rows),
+        left_out=made - len(rows),
         prompts=int(prompt_S.max()) + 1,
         response=response,
         p=p,

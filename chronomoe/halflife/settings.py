@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from chronomoe.session.constraints import CONSTRAINTS
+from chronomoe.session.constraints import CONSTRAINTS, chosen
 from chronomoe.session.perturbation import ARMS
 from chronomoe.session.settings import SessionSettings
 from chronomoe.settings import InputError, setting
@@ -63,8 +63,8 @@ class HalflifeSettings(SubjectSettings):
     q_source: str = setting("basin", choices=["basin", "routing"])
     """Transition probability of codes, or persistence of the visited experts."""
     nulls: bool = setting(False)
-    """Also measure what must show nothing: untrained twin, controller off, human text, shuffled and reversed chunks,
-    constant inputs."""
+    """Also record what must show nothing: untrained twin, controller off, human text. Shuffled and reversed chunks and
+    constant inputs are looked at in any case."""
     perturb: list[str] = setting([])
     """Ways to interrupt a text, from one saved moment each: none,neutral,random,offtopic,blank."""
     doses: list[int] = setting([8])
@@ -101,6 +101,7 @@ def check_halflife(settings: HalflifeSettings) -> None:
     wrong = next((arm for arm in settings.perturb if arm not in ARMS), None)
     if wrong is not None:
         raise InputError(f"perturb={wrong}: there are {', '.join(ARMS)}")
+    chosen(settings.constraints)
     if settings.temperature == 0 and settings.seeds > 1:
         raise InputError("seeds: at temperature=0 all texts of a prompt are one; set seeds=1 or a temperature")
     if not settings.perturb:

@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 
 from chronomoe.data.tokenizer import LanguageTokenizer, load_tokenizer
 from chronomoe.halflife.settings import SubjectSettings
+from chronomoe.model.checks import check_finite
 from chronomoe.session.reading import Readable, check_readable
 from chronomoe.settings import InputError
+
+TWIN_SEED = 0
+"""Of a pretrained model's untrained twin; a run's has the run's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ def from_run(source: str, settings: SubjectSettings) -> Subject:
     directory = Path(source).expanduser()
     model, config = load_checkpoint(directory, "checkpoint", settings.checkpoint)
     check_decoding(config.chrono)
+    check_finite(model, f"model={source}")
     check_readable(model)
     language = load_tokenizer(str(directory / "tokenizer"))
     if settings.calibration is None:
@@ -84,7 +89,10 @@ def from_pretrained(source: str, settings: SubjectSettings) -> Subject:
     from chronomoe.pretrained.loading import load_steered
 
     if settings.calibration is None:
-        raise InputError(f"model={source} is no run: give calibration=<a text of the usual kind>")
+        raise InputError(
+            f"model={source} is no directory of a run: check the path, or give calibration=<a text of the usual kind> "
+            "for another model"
+        )
     model = load_steered(
         source,
         dtype=settings.dtype,
@@ -106,12 +114,12 @@ def from_pretrained(source: str, settings: SubjectSettings) -> Subject:
 
 
 def untrained_steered(model: Any) -> Readable:
-    """Of the same class and configuration, with fresh weights and a neutral field."""
+    """Of the same class, configuration and dtype, with fresh weights and a neutral field, on one device."""
     from chronomoe.pretrained.steered import SteeredModel
 
-    torch.manual_seed(0)
-    base = type(model.base)(model.base.config)
-    return SteeredModel(base.to(model.device, dtype=model.base.dtype).eval())
+    torch.manual_seed(TWIN_SEED)
+    base = type(model.base)._from_config(model.base.config, dtype=model.base.dtype)
+    return SteeredModel(base.to(model.device).eval())
 
 
 def about(model: Any) -> dict[str, Any]:

@@ -1,14 +1,24 @@
-"""Settings of `model` and `router` that contradict each other. Each message names the key to change and what fits."""
+"""Settings of `model` and `router` that contradict each other, and weights that are none. Each message names the key to
+change and what fits."""
 
 from __future__ import annotations
 
 import math
 from fractions import Fraction
 
+from torch import nn
+
 from chronomoe.model.rwkv import HEAD_DIM
 from chronomoe.model.schedule import RWKV, SCHEDULES, TRANSFORMER
 from chronomoe.model.settings import ModelSettings, RouterSettings
 from chronomoe.settings import InputError
+
+
+def check_finite(model: nn.Module, who: str) -> None:
+    """Raises InputError for weights that no text can be read with."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+            raise InputError(f"{who}: {name} holds NaN or infinity; fetch it again, or take another checkpoint")
 
 
 def check_model(model: ModelSettings) -> None:

@@ -123,8 +123,8 @@ def read_settings(folder: Path, described: dict[str, Any]) -> tuple[ModelSetting
     name = (described.get("architectures") or [kind])[0]
     if not any(described.get(key) for key in ROUTED):
         raise InputError(f"source={folder} is a dense model ({name}), which has no experts to route: give a Mixtral")
-    remote = " needs code of its own, which is never run here," if "auto_map" in described else ""
-    raise InputError(f"source={folder}: {name}{remote} is not supported: convert reads Mixtral and its own packages")
+    remote = " (it brings code of its own, which is never run here)" if "auto_map" in described else ""
+    raise InputError(f"source={folder}: {name} is not supported{remote}: convert reads Mixtral and its own packages")
 
 
 def run_config(model: ModelSettings, router: RouterSettings, actuation: str, target: Path) -> TrainConfig:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from chronomoe.data.hub import hub_access
+from chronomoe.model.checks import check_finite
 from chronomoe.pretrained.families import find_family
 from chronomoe.pretrained.memory import LEFT_ALONE, check_quantised, foretell, measure, on_meta
 from chronomoe.pretrained.steered import SteeredModel
@@ -168,6 +169,7 @@ def read_weights(model_class: Any, source: str, config: Any, revision: str | Non
             f"model={source}: {len(absent)} weights are missing or of another shape, such as {absent[0]}: files and "
             "config.json are not of one model"
         )
+    check_finite(base, f"model={source}")
     return base.eval()
 
 

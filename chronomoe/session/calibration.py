@@ -97,6 +97,10 @@ class Calibration:
         save_tensors({k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in content.items()}, path)
 
 
+def text_hash(ids: Sequence[int]) -> str:
+    return hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).hexdigest()
+
+
 def weights_of(model: Readable) -> str:
     return fingerprint(model, with_field=False)
 
@@ -156,7 +160,7 @@ def calibrate(
     columns = measure_blocks(looks, frame, model.settings.num_experts)
     return Calibration(
         weights=weights_of(model),
-        text=hashlib.sha256(np.array(ids, dtype=np.int64).tobytes()).hexdigest(),
+        text=text_hash(ids),
         num_tokens=sum(map(len, blocks)),
         mean_hidden_D=frame.mean_hidden_D,
         mean_signature_U=frame.mean_signature_U,

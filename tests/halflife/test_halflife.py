@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from chronomoe.generate import load_model
 from chronomoe.halflife import __main__ as halflife
 from chronomoe.halflife.arms import neutral
 from chronomoe.halflife.pressure import INPUTS, pressure, terms
+from chronomoe.halflife.recording import Recording
+from chronomoe.halflife.responses import responses, sustaining_dose
 from chronomoe.session.pressures import mid
 from chronomoe.session.telemetry import read_telemetry, replay
 
@@ -141,7 +144,7 @@ def test_human_text_is_read_as_it_was_written(measured: Path, runs: dict[str, Pa
     config = load_config(runs["mixtral"] / "config.yaml")
     corpus = prepare_corpus(config.data, model_vocab_size=config.model.vocab_size, quiet=True)
     held = np.asarray(corpus.val_tokens)[1400:].tolist()
-    telemetry = read_telemetry(measured / "mixtral" / "human" / "human_00-42.pt")
+    telemetry = read_telemetry(measured / "mixtral" / "human" / "passage_00-42.pt")
     assert telemetry.tokens["token"].tolist() == held[1 : 40 + 12 * 6]
 
 
@@ -232,6 +235,9 @@ def test_the_documented_mode_has_its_one_value(ask: Ask, runs: dict[str, Path], 
         (["model={run}", "perturb=shouting"], "perturb=shouting: there are none, neutral"),
         (["model={run}", "perturb=neutral", "perturb_at=99"], "perturb_at=99"),
         (["model={run}", "calibration_tokens=1000000"], "lower calibration_tokens"),
+        (["model={run}", "prompts=slash.jsonl"], "names a file"),
+        (["model={run}", "perturb=offtopic", "num_prompts=1", "perturb_at=4"], "there is one"),
+        (["model={run}", "perturb=offtopic", "doses=60", "perturb_at=4"], "and not doses=60"),
         (["model={run}", "temperature=0"], "set seeds=1"),
         (["model={run}", "constraints=temper"], "temper"),
         (["model={dense}"], "routes nothing"),
@@ -243,6 +249,7 @@ def test_a_wrong_input_gets_one_line_and_leaves_nothing(
 ) -> None:
     (tmp_path / "short.txt").write_text("the slow\n\nthe quick\n")
     (tmp_path / "broken.jsonl").write_text("the slow\n")
+    (tmp_path / "slash.jsonl").write_text('{"id": "a/b", "text": "the slow"}\n')
     given = [argument.replace("{run}", str(runs["mixtral"])).replace("{dense}", str(dense)) for argument in arguments]
     names = {argument.partition("=")[0] for argument in given}
     quick = [word for word in QUICK if word.partition("=")[0] not in names]
@@ -252,7 +259,7 @@ def test_a_wrong_input_gets_one_line_and_leaves_nothing(
     assert outcome.code == 2, outcome.stderr
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error: ")]
     assert fragment in line
-    assert not (tmp_path / "here" / "halflife.json").exists()
+    assert not (tmp_path / "here").exists()
 
 
 @pytest.fixture(scope="module")
@@ -260,12 +267,78 @@ def dense(trained_run: Callable[..., Path]) -> Path:
     return trained_run("trainer.max_steps=2", "trainer.eval_every_steps=2", "model.dense=true", "chrono=off")
 
 
-def test_settings_that_changed_are_not_mixed_with_what_is_there(ask: Ask, runs: dict[str, Path]) -> None:
-    arguments = (f"model={runs['mixtral']}", *QUICK[1:], "num_prompts=1", "output=here")
-    assert ask(*arguments).code == 0
-    outcome = ask(*arguments, "top_p=0.5")
+OTHERS = {
+    "top_p": ["top_p=0.5"],
+    "chunks": ["chunks=11"],
+    "prompt": ["prompt_tokens=41"],
+    "calibration": ["calibration_tokens=1500"],
+    "other passages": ["num_prompts=2"],
+    "interruptions": ["doses=3"],
+}
+
+
+@pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS.keys())
+def test_what_was_recorded_of_something_else_is_refused_and_left_alone(
+    ask: Ask, runs: dict[str, Path], tmp_path: Path, others: list[str]
+) -> None:
+    quick = dict(word.split("=") for word in (*QUICK, "num_prompts=1", "seeds=1", "perturb=neutral", "perturb_at=4"))
+    arguments = quick | {"model": str(runs["mixtral"]), "doses": "2", "output": "here"}
+    assert ask(*(f"{key}={value}" for key, value in arguments.items())).code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    arguments |= dict(word.split("=") for word in others)
+    outcome = ask(*(f"{key}={value}" for key, value in arguments.items()))
     assert outcome.code == 2
-    assert "was recorded with top_p=0.95" in outcome.stderr
+    assert "choose another folder with output=" in outcome.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "here").rglob("*") if path.is_file()} == before
+
+
+def test_interruptions_asked_for_later_leave_the_text_as_it_was(
+    ask: Ask, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = (f"model={runs['mixtral']}", *QUICK[2:], "num_prompts=1", "seeds=1", "output=here")
+    assert ask(*arguments).code == 0
+    path = tmp_path / "here" / "mixtral" / "real" / "passage_00-42.pt"
+    before = read_telemetry(path)
+    assert ask(*arguments, "perturb=random", "perturb_at=4", "doses=2").code == 0
+    after = read_telemetry(path)
+    assert before.chunks == after.chunks
+    assert path.with_suffix(".responses.pt").is_file()
+
+
+def test_random_interruptions_are_other_ones_at_every_moment(measured: Path) -> None:
+    works = []
+    for path in sorted((measured / "mixtral" / "real").glob("*.responses.pt")):
+        rows = torch.load(path, weights_only=True)["responses"]
+        works += [row["work"] for row in rows if row["arm"] == "random" and row["dose"] == 4]
+    assert len(works) >= 4
+    assert len(set(works)) == len(works)
+
+
+def test_degenerate_texts_behind_an_interruption_are_left_out_and_counted() -> None:
+    def recording(prompt: str, degenerate: bool) -> Recording:
+        rows = [
+            {"at": 1, "arm": arm, "dose": dose, "work": 9.0 * dose, "inserted": dose}
+            | {"P_mid": [0.4 + shift], "P_net": [0.1], "degenerate": [degenerate and arm == "neutral"]}
+            for arm, dose, shift in (("none", 0, 0.0), ("neutral", 2, 0.1))
+        ]
+        return Recording(prompt=prompt, genre="", seed=0, telemetry=None, responses=rows, text=prompt)  # type: ignore
+
+    (cell,) = responses([recording("a", False), recording("b", False), recording("c", True)], 1)
+    assert (cell.n, cell.left_out, cell.work) == (2, 1, 18.0)
+    assert math.isclose(cell.response[1].estimate or 0.0, 0.1, abs_tol=1e-9)
+    assert sustaining_dose([cell], "neutral", 0.45) == 2
+    assert sustaining_dose([cell], "neutral", 0.55) is None
+
+
+def test_weights_that_are_no_numbers_are_refused(ask: Ask, runs: dict[str, Path], tmp_path: Path) -> None:
+    broken = shutil.copytree(runs["mixtral"], tmp_path / "broken")
+    for path in (broken / "checkpoints").glob("*.ckpt"):
+        saved = torch.load(path, weights_only=True)
+        next(value for value in saved["state_dict"].values() if value.is_floating_point()).view(-1)[0] = math.nan
+        torch.save(saved, path)
+    outcome = ask(f"model={broken}", *QUICK, "output=here")
+    assert outcome.code == 2
+    assert "holds NaN" in outcome.stderr
 
 
 def test_texts_that_end_at_once_are_counted_and_not_averaged(
@@ -275,7 +348,7 @@ def test_texts_that_end_at_once_are_counted_and_not_averaged(
     monkeypatch.setattr("chronomoe.session.session.Session.draw", lambda session: session.settings.eos_id)
     outcome = ask(f"model={runs['mixtral']}", *QUICK, "output=here")
     assert outcome.code == 1
-    assert "ended in it" in outcome.stderr.splitlines()[-1]
+    assert "6 of 6 texts ended within their first chunk" in outcome.stderr.splitlines()[-1]
 
 
 def test_prompts_of_the_package_are_long_enough_and_of_many_kinds(runs: dict[str, Path]) -> None:
