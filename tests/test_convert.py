@@ -139,7 +139,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown class": ({"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]}, ["Qwen2MoeForCausalLM"]),
     "remote code": (
         {"model_type": "mine", "architectures": ["MineForCausalLM"], "auto_map": {"AutoModel": "mine.Mine"}},
-        ["MineForCausalLM needs code of its own", "never run"],
+        ["it brings code of its own", "never run"],
     ),
     "rope scaling, v5": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, ["rope scaling (yarn)"]),
     "rope scaling, v4": ({"rope_scaling": {"type": "linear", "factor": 2.0}}, ["rope scaling (linear)"]),
