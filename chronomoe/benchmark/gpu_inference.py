@@ -109,7 +109,7 @@ def foretold_bytes(config: TrainConfig, cached: int) -> int:
 
 def run(tiny: bool, repeats: int, save: Save) -> dict[str, Any]:
     device = torch.device(default_device())
-    lengths = Lengths(16, 4, 1500, 2) if tiny else Lengths(2048, 64, 8192, 3)
+    lengths = Lengths(40, 4, 1500, 2) if tiny else Lengths(2048, 64, 8192, 3)
     small = [f"model.{name}={value}" for name, value in TINY.items()] if tiny else []
     config = compose_config(["model=mixtral_8x7b", *small])
     base = build_base(config, device)

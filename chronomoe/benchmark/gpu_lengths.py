@@ -27,7 +27,7 @@ LENGTHS = (1024, 4096, 16384, 32768, 65536)
 
 def build(schedule: str, longest: int, tiny: bool, device: torch.device) -> LanguageModel:
     size = TINY if tiny else {"dim": 1024, "hidden_dim": 1272, "num_heads": 16, "num_kv_heads": 16}
-    settings = {**size, "num_layers": 4, "schedule": schedule, "max_seq_len": longest}
+    settings = {**size, "num_layers": 4, "schedule": schedule, "max_seq_len": max(longest, 128)}
     config = compose_config(["model=cdrmix_tiny", *(f"model.{name}={value}" for name, value in settings.items())])
     torch.manual_seed(0)
     with device:
