@@ -7,7 +7,7 @@
 # in wheels/ (ignored by git), fetched beforehand where there is a network, for that machine's Python (3.12 here):
 #
 #   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#       omegaconf==2.3.1 hydra-core==1.3.8 plotly   # and optuna submitit wandb … for more tests than the GPU's
+#       omegaconf==2.3.1 hydra-core==1.3.8 plotly==6.1.2 submitit==1.5.3
 #   python -m pip wheel --no-deps -w wheels antlr4-python3-runtime==4.9.3   # there is no wheel of it
 #
 # Wheels whose module is there already are not installed, and the machine's torch is never touched. Leaves gpu.json and
@@ -19,7 +19,7 @@ python=${PYTHON:-python3} out=${OUT:-outputs/gpu} tests_s=${TESTS_S:-150} benchm
 mkdir -p "$out"
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8
+export PYTHONPATH="$PWD:$site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 
 there() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null; }
 
@@ -30,12 +30,12 @@ for wheel in wheels/*.whl; do
     there "${module[$name]:-$name}" && continue
     "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheel" || true
 done
-for needed in torch lightning transformers hydra omegaconf antlr4 plotly pytest hypothesis; do
+for needed in torch lightning transformers hydra omegaconf antlr4 plotly submitit pytest hypothesis; do
     there "$needed" || { echo "error: $needed is missing here: bring its wheel in wheels/ (see the head of $0)" >&2; exit 2; }
 done
 
-timeout "$tests_s" "$python" -m pytest -m gpu -p no:cacheprovider -rs tests/model tests/training tests/benchmark \
-    tests/integration/test_resume.py 2>&1 | tee "$out/tests.log"
+mapfile -t files < <(grep -rl --include="test_*.py" "mark.gpu" tests)
+CUBLAS_WORKSPACE_CONFIG=:4096:8 timeout "$tests_s" "$python" -m pytest -m gpu -p no:cacheprovider -rs "${files[@]}" 2>&1 | tee "$out/tests.log"
 tests_rc=${PIPESTATUS[0]}
 timeout $((benchmark_s + 20)) "$python" scripts/gpu_benchmark.py limit_s="$benchmark_s" output="$out" "$@" 2>&1 |
     tee "$out/benchmark.log"

@@ -16,6 +16,7 @@ A run without control has the same weights and tokens. Timing waits for the devi
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -74,6 +75,7 @@ def recovery_steps(vio_N: Sequence[float], begun: int) -> int | None:
 
 
 def train(config: TrainConfig, workload: str, steps: int, shape: tuple[int, int]) -> dict[str, Any]:
+    gc.collect()  # the model before this one refers to itself
     device = torch.device(default_device())
     torch.manual_seed(0)
     first_BS = draw("even", 0, steps, (shape[0], shape[1] + 1), config.model.vocab_size).to(device)

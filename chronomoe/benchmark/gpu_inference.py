@@ -6,7 +6,8 @@
 | adapter | the same model steered (pretrained/steered.py), our loop; attached for its turn only |
 | native | our model; experts, norms, embedding and head are the very same tensors, q, k, v laid out once more |
 
-    foretold bytes = parameters * 2 + 2 L S G A * 2    (S tokens cached, G key-value heads of width A); activations apart
+    foretold bytes = 2 parameters + 4 L S G A    (S tokens cached, G key-value heads of width A); activations apart
+All three stay in memory, so every peak holds the copies too.
 At the end a short session with telemetry on, through the adapter: what half-life measurement costs a token.
 
 Axes: B batch, S sequence, L layers, G key-value heads, A head width.
@@ -120,7 +121,7 @@ def run(tiny: bool, repeats: int, save: Save) -> dict[str, Any]:
     foretold = foretold_bytes(config, lengths.prompt + lengths.new)
     result: dict[str, Any] = {
         "foretold_bytes": foretold,
-        "copied_bytes": sum(2 * block.attention.qkv.weight.numel() for block in native.blocks),
+        "copied_bytes": 2 * sum(p.numel() for name, p in native.named_parameters() if "qkv" in name),
         "lengths": lengths._asdict(),
         "largest_logit_difference": compare(base, native, prompt_1S),
         "rows": [],
@@ -144,8 +145,7 @@ def run(tiny: bool, repeats: int, save: Save) -> dict[str, Any]:
                 "system": name,
                 **{f"{what}_tokens_per_sec": spread([r[what] for r in rates]) for what in ("prefill", "decode")},
                 "decode_over_transformers": statistics.median(
-                    mine["decode"] / theirs["decode"]
-                    for mine, theirs in zip(rates, found["transformers"], strict=True)
+                    mine["decode"] / theirs["decode"] for mine, theirs in zip(rates, found["transformers"], strict=True)
                 ),
                 "peak_memory_bytes": peaks[name],
             }

@@ -49,9 +49,9 @@ def training(model: LanguageModel, length: int) -> Callable[[], object]:
 def reading(model: LanguageModel, length: int) -> Callable[[], object]:
     ids_1S = torch.randint(model.settings.vocab_size, (1, length), device=model.expert_bias_LE.device)
 
-    def run() -> None:
+    def run() -> object:
         with torch.no_grad(), torch.autocast(ids_1S.device.type, torch.bfloat16):
-            model.eval()(ids_1S, state=model.new_state(1, length)).last_logits_BV
+            return model.eval()(ids_1S, state=model.new_state(1, length)).last_logits_BV
 
     return run
 

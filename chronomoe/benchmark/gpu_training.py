@@ -99,11 +99,11 @@ def shapes() -> dict[str, Shape]:
 def systems_of(shape: Shape, tiny: bool) -> list[System]:
     """In miniature two suffice to see that everything runs."""
     found = [System("chronomoe", "ours", "bf16", control=on) for on in (True, False)]
-    found.append(System("dense", "ours", "bf16", same_function=False))
     names = ("transformers grouped_mm", "transformers grouped_mm compiled") if shape.peers else ()
     for name in names:
         peer = System(name, "mixtral_peer", "bf16", package="transformers", peer=True)
         found.append(peer._replace(same_function=shape.same_function))
+    found.append(System("dense", "ours", "bf16", same_function=False))
     if tiny:
         found = [found[0], *(system for system in found if system.peer)][:2]
     on_gpu = default_device() == "cuda"
@@ -124,17 +124,16 @@ def run(name: str, tiny: bool, repeats: int, save: Save) -> dict[str, Any]:
     )
     systems = systems_of(shape, tiny)
     if device == "cpu" or fits_together(config, len(systems)):
-        result = measure(systems, config, settings)
-        return finish(result, config, settings.seq_len, "timed in turn")
+        return finish(measure(systems, config, settings), config, settings.seq_len, "timed in turn")
     result: dict[str, Any] = {}
     for system in systems:
         found = measure([system], config, settings)
         if result:
-            result["rows"] += found["rows"]
+            result["rows"] += finish(found, config, settings.seq_len, "")["rows"]
             result["breakdown"] |= found["breakdown"]
         else:
-            result = found
-        save(finish(result, config, settings.seq_len, "timed one after the other: they do not fit together"))
+            result = finish(found, config, settings.seq_len, "one after the other: they do not fit together")
+        save(result)
     return result
 
 
