@@ -18,7 +18,7 @@ from chronomoe.config import compose_config
 from chronomoe.model.sizing import size_of
 
 ROOT = Path(__file__).parents[2]
-PARTS = ["S1", "switch", "mixtral_8x7b", "imbalance", "lengths"]
+PARTS = ["S1", "mixtral_8x7b", "imbalance", "lengths"]
 
 
 @pytest.mark.parametrize("name", shapes())
