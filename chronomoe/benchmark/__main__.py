@@ -23,7 +23,7 @@ from tqdm import tqdm
 from chronomoe.benchmark.figure import draw_benchmark, draw_breakdown
 from chronomoe.benchmark.interleave import Measured, interleave, note_failure
 from chronomoe.benchmark.job import Job, default_device, save_reference
-from chronomoe.benchmark.limits import DTYPES, Limits, flop_per_token, shapes_of
+from chronomoe.benchmark.limits import DTYPES, Limits, Shape, flop_per_token, shapes_of
 from chronomoe.benchmark.machine import describe
 from chronomoe.benchmark.rows import add_paired_losses, build_rows, ratio, seconds_of
 from chronomoe.benchmark.settings import BenchmarkSettings
@@ -64,11 +64,11 @@ def measure(systems: list[System], config: TrainConfig, settings: BenchmarkSetti
     tokens = settings.batch_size * settings.seq_len
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         data = Path(scratch) / "reference.pt"
-        save_reference(config, settings.batch_size, settings.seq_len, data)
+        save_reference(config, settings.batch_size, settings.seq_len, data, device)
         limits = Worker(Limits, threads, device)
         stack.callback(limits.close)
         limits.start()
-        before = measure_limits(limits, config, tokens)
+        before = measure_limits(limits, shapes_of(config, tokens, device))
         job = Job(config=config, device=device, threads=threads, data=str(data))
         workers = {}
         for system in systems:
@@ -78,7 +78,7 @@ def measure(systems: list[System], config: TrainConfig, settings: BenchmarkSetti
             workers, repeats=settings.repeats, steps=settings.steps, warmup_steps=settings.warmup_steps
         )
         reports = ask_all(workers, measured.timings, "report", errors=measured.errors)
-        after = measure_limits(limits, config, tokens)
+        after = measure_limits(limits, shapes_of(config, tokens, device))
         paired = {}
         if settings.paired_steps:
             paired = ask_all(workers, measured.timings, "paired", settings.paired_steps, errors=measured.errors)
@@ -110,8 +110,7 @@ def measure(systems: list[System], config: TrainConfig, settings: BenchmarkSetti
     }
 
 
-def measure_limits(limits: Worker, config: TrainConfig, tokens: int) -> dict[str, dict[str, float]]:
-    shapes = shapes_of(config, tokens)
+def measure_limits(limits: Worker, shapes: list[Shape]) -> dict[str, dict[str, float]]:
     return {dtype: limits.ask("tflops", dtype, shapes) for dtype in DTYPES} | {
         "copy": {"gb_per_sec": limits.ask("copied_gb_per_sec")}
     }

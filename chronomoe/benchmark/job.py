@@ -13,6 +13,8 @@ from chronomoe.model.lm import LanguageModel
 from chronomoe.settings import InputError
 
 SEED = 0
+FEW_TOKENS = 64
+"""Tokens whose logits a GPU is compared on."""
 NUM_PAIRED_BATCHES = 8
 """Paired steps draw from so many batches, so that there is something to learn."""
 
@@ -47,15 +49,24 @@ def save_batches(config: TrainConfig, batch_size: int, seq_len: int, path: Path)
     torch.save(draw_batches(config, batch_size, seq_len), path)
 
 
-def save_reference(config: TrainConfig, batch_size: int, seq_len: int, path: Path) -> None:
-    """Batches, initial weights, and the logits that every system of the same function must give for them in fp32."""
-    data: dict[str, object] = dict(draw_batches(config, batch_size, seq_len))
+def save_reference(config: TrainConfig, batch_size: int, seq_len: int, path: Path, device: str = "cpu") -> None:
+    """Batches, initial weights, and the logits that every system of the same function must give for them in fp32.
+
+    The weights are drawn on `device`, the logits are a processor's. A GPU is compared on a few tokens: among many,
+    some stand so close between two experts that another order of summation sends them elsewhere.
+    """
+    batches = draw_batches(config, batch_size, seq_len)
     torch.manual_seed(SEED)
-    model = LanguageModel(config.model, config.router).eval()
-    data["weights"] = model.state_dict()
+    with torch.device(device):
+        model = LanguageModel(config.model, config.router)
+    model = model.cpu().eval()
+    ids_BS = batches["batch_BS"][:, :-1]
+    if device != "cpu":
+        ids_BS = ids_BS[:1, :FEW_TOKENS]
+        torch.cuda.empty_cache()
     with torch.no_grad():
-        data["logits_BSV"] = torch.cat([model(ids_1S).logits_BSV for ids_1S in data["batch_BS"][:, :-1].split(1)])  # type: ignore[index]
-    torch.save(data, path)
+        logits_BSV = torch.cat([model(ids_1S).logits_BSV for ids_1S in ids_BS.split(1)])
+    torch.save({**batches, "weights": model.state_dict(), "logits_BSV": logits_BSV}, path)
 
 
 def paired_order(steps: int) -> list[int]:

@@ -18,7 +18,8 @@ from chronomoe.config import TrainConfig
 from chronomoe.model.products import by_onednn
 from chronomoe.model.sizing import size_of
 
-SQUARE = 2048
+SQUARE = {"cpu": 2048, "cuda": 8192}
+"""Rows of the large square product: enough to fill the device."""
 ATTEMPTS = 5
 COPIED_BYTES = 2**28
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -32,12 +33,12 @@ class Shape(NamedTuple):
     columns: int
 
 
-def shapes_of(config: TrainConfig, tokens: int) -> list[Shape]:
+def shapes_of(config: TrainConfig, tokens: int, device: str = "cpu") -> list[Shape]:
     """A large square, and the products of one expert with its fair share of the tokens, and of the head."""
     model = config.model
     share = max(1, round(tokens * config.router.experts_per_token / model.num_experts))
     return [
-        Shape(SQUARE, SQUARE, SQUARE),
+        Shape(SQUARE[device], SQUARE[device], SQUARE[device]),
         Shape(share, model.dim, 2 * model.hidden_dim),
         Shape(share, model.hidden_dim, model.dim),
         Shape(tokens, model.dim, model.vocab_size),

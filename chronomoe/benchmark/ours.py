@@ -33,7 +33,8 @@ def build(system: System, config: TrainConfig, batch_BS: Tensor, weights: dict[s
         keep_freed_memory()
     dense = system.name == "dense"
     settings = replace(config.model, dense=dense)
-    model = LanguageModel(settings, config.router, config.chrono.actuation).to(device)
+    with device:
+        model = LanguageModel(settings, config.router, config.chrono.actuation)
     if weights is not None and not dense:
         model.load_state_dict(weights)
     if dtype == torch.bfloat16:

@@ -65,14 +65,15 @@ class Trainee:
         self.taken, self.control_seconds = 0, 0.0
 
     def compare(self, expected_BSV: Tensor) -> float | None:
-        """Sequence by sequence, so that no step of training takes less memory than this. Raises RuntimeError for a
-        system that computes something else."""
+        """Of the batch's first sequences and tokens, as many as the reference has; one by one, so that no step of
+        training takes less memory than this. Raises RuntimeError for a system that computes something else."""
         if not self.system.same_function:
             return None
         self.learner.module.eval()
         differences = []
+        ids_BS = self.batch_BS[: expected_BSV.shape[0], : expected_BSV.shape[1]]
         with torch.no_grad():
-            for ids_1S, expected_1SV in zip(self.batch_BS[:, :-1].split(1), expected_BSV.split(1), strict=True):
+            for ids_1S, expected_1SV in zip(ids_BS.split(1), expected_BSV.split(1), strict=True):
                 found_1SV = self.learner.logits(ids_1S).float().cpu()
                 differences.append((found_1SV - expected_1SV).abs().max())
         difference = torch.stack(differences).max().item()  # NaN if one is

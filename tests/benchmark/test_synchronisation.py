@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -48,3 +49,13 @@ def test_a_controlled_step_between_logged_ones_reads_no_number(
 
     step(True)
     assert host_synchronisations(lambda: step(False)) == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_whole_controlled_step_on_a_gpu_never_waits_for_it(tiny_job: Callable[..., Job]) -> None:
+    """Forward, backward, clipping, controller, metrics and AdamW, as training runs them between logged steps."""
+    job = replace(tiny_job(), device="cuda")
+    trainee = Trainee(System("chronomoe", "ours", "bf16", control=True), job)
+    trainee.run(3)
+    assert trainee.synchronisations() == {}

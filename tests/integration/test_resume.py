@@ -229,3 +229,25 @@ def wait_until(true: Callable[[], bool], process: Any, seconds: float = 60.0) ->
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_with_deterministic_algorithms_a_run_on_a_gpu_resumes_bit_for_bit(
+    train: Callable[..., Finished],
+    interrupt: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    overrides = (*LONG, "trainer=gpu", f"trainer.precision={precision}", "trainer.log_every_steps=1")
+    torch.use_deterministic_algorithms(True)
+    try:
+        whole = train(*overrides, into="whole")
+        interrupt(5)
+        with pytest.raises(Stopped):
+            train(*overrides, into="stopped")
+        assert_same_run(whole, train(*overrides, "ckpt_path=last", into="stopped"))
+    finally:
+        torch.use_deterministic_algorithms(False)
