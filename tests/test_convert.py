@@ -4,7 +4,6 @@ left behind."""
 from __future__ import annotations
 
 import json
-import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,6 @@ from training_runs import Outcome
 
 from chronomoe import convert, generate
 from chronomoe.convert import ConvertSettings, export_run
-from chronomoe.entry import guarded
 
 pytest.importorskip("transformers", reason="the extra chronomoe[hf] is not installed")
 
@@ -26,27 +24,10 @@ Convert = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run_command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """run_command(module, *arguments)"""
-
-    def run_command(module: Any, *arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["command", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            guarded(module.main)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Outcome(code, *capfd.readouterr())
-
-    return run_command
-
-
-@pytest.fixture
-def convert_to(run_command: Callable[..., Outcome], tmp_path: Path) -> Convert:
+def convert_to(outcome_of: Callable[..., Outcome], tmp_path: Path) -> Convert:
     """convert_to(source, *arguments): the command, its target `made` in the test's own folder."""
     target = f"target={tmp_path / 'made'}"
-    return lambda source, *arguments: run_command(convert, f"source={source}", target, *arguments)
+    return lambda source, *arguments: outcome_of(convert.main, f"source={source}", target, *arguments)
 
 
 @pytest.fixture
@@ -70,7 +51,7 @@ def refused(outcome: Outcome, *fragments: str, made: Path, code: int = 2) -> Non
 
 
 def test_a_run_goes_out_and_comes_back_and_writes_the_same_text(
-    saved_run: SavedRun, convert_to: Convert, run_command: Callable[..., Outcome], tmp_path: Path
+    saved_run: SavedRun, convert_to: Convert, outcome_of: Callable[..., Outcome], tmp_path: Path
 ) -> None:
     run = saved_run("chrono=sign", field=1.0)
     out = convert_to(run, f"target={tmp_path / 'out'}")
@@ -82,7 +63,7 @@ def test_a_run_goes_out_and_comes_back_and_writes_the_same_text(
     assert back.code == 0
     assert f"chronomoe.generate run={tmp_path / 'back'}" in back.stdout
     asked = ("prompt=the router", "max_new_tokens=20", "seed=4")
-    texts = {run_command(generate, f"run={path}", *asked).stdout for path in (run, tmp_path / "back")}
+    texts = {outcome_of(generate.main, f"run={path}", *asked).stdout for path in (run, tmp_path / "back")}
     assert len(texts) == 1
     assert texts.pop().startswith("the router")
 

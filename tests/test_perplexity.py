@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,6 @@ from training_runs import Outcome
 
 from chronomoe import perplexity
 from chronomoe.data.tokenizer import save_tokenizer, train_tokenizer
-from chronomoe.entry import guarded
 
 pytest.importorskip("transformers")
 Ask = Callable[..., Outcome]
@@ -21,20 +20,9 @@ TEXT = "".join(f"the {n % 7} of {n % 3} is a {n % 11}, said the {n % 5}\n" for n
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ask:
+def ask(outcome_of: Callable[..., Outcome]) -> Ask:
     """ask(*arguments): the command."""
-
-    def ask(*arguments: str) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["perplexity", *arguments])
-        capfd.readouterr()
-        code = 0
-        try:
-            guarded(perplexity.main)
-        except SystemExit as left:
-            code = int(left.code or 0)
-        return Outcome(code, *capfd.readouterr())
-
-    return ask
+    return partial(outcome_of, perplexity.main)
 
 
 @pytest.fixture(scope="module")

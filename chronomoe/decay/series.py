@@ -76,8 +76,13 @@ class Series:
 
 def prompt_indices(arm: Sequence[Series]) -> NDArray[np.int64]:
     """The number of each series' prompt, from 0 in order of appearance, [S]."""
+    return in_order([series.prompt for series in arm])
+
+
+def in_order(names: Sequence[str]) -> NDArray[np.int64]:
+    """The number of each name, from 0 in order of appearance."""
     number: dict[str, int] = {}
-    return np.array([number.setdefault(series.prompt, len(number)) for series in arm], dtype=np.int64)
+    return np.array([number.setdefault(name, len(number)) for name in names], dtype=np.int64)
 
 
 def shortage(arm: Sequence[Series]) -> str | None:

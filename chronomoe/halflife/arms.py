@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from chronomoe.data.cache import fingerprint
 from chronomoe.halflife.prompts import Prompt, read_prompts
 from chronomoe.halflife.recording import (
     Interruptions,
     Recording,
     check_room,
-    digest,
     load_recording,
     manifest_of,
     record,
@@ -186,7 +186,7 @@ def record_text(
         seed=text.seed,
         telemetry=telemetry,
         responses=responses,
-        text=digest(subject.language.tokenizer.decode(given.ids)),
+        text=fingerprint(subject.language.tokenizer.decode(given.ids)),
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from chronomoe.benchmark.figure import frame, new_figure
 from chronomoe.decay.documented import ols_slope
 from chronomoe.decay.entropy import mean_interval
-from chronomoe.decay.series import FEWEST_CHUNKS
+from chronomoe.decay.series import FEWEST_CHUNKS, in_order
 from chronomoe.halflife.arms import HUMAN, OFF, REAL, UNTRAINED
 from chronomoe.halflife.quantities import PRIMARY
 from chronomoe.study.figures import DPI
@@ -227,9 +227,7 @@ def slope_interval(texts: Sequence[dict[str, Any]]) -> tuple[float, float, float
     if not long:
         return None
     slopes = np.array([ols_slope(values[number][np.isfinite(values[number])]) for number in long])
-    prompts: dict[str, int] = {}
-    prompt_S = np.array([prompts.setdefault(texts[number]["prompt"], len(prompts)) for number in long])
-    found = mean_interval(slopes, prompt_S)
+    found = mean_interval(slopes, in_order([texts[number]["prompt"] for number in long]))
     middle = float(slopes.mean())
     return middle, middle if found.low is None else found.low, middle if found.high is None else found.high
 

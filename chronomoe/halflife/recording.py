@@ -7,8 +7,6 @@ happened.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any
 
 import torch
 
+from chronomoe.data.cache import fingerprint
 from chronomoe.session.calibration import Calibration
 from chronomoe.session.perturbation import Phrases, arm_ids, respond
 from chronomoe.session.pressures import FAST_INSTABILITY, NEGATIVE_PRESSURE
@@ -114,7 +113,7 @@ def interrupt(session: Session, at: int, cuts: Interruptions) -> list[dict[str, 
     """Leaves the session where it was."""
     moment, rows = session.snapshot(), []
     vocab_size = session.model.settings.vocab_size
-    drawn = int(digest([*session.state.ids, session.settings.seed])[:8], 16)  # another one at every moment
+    drawn = int(fingerprint([*session.state.ids, session.settings.seed])[:8], 16)  # another one at every moment
     for arm, dose in cuts.variants():
         ids = arm_ids(arm, dose, cuts.phrases, vocab_size, drawn)
         found = respond(session, moment, ids, num_chunks=cuts.num_chunks)
@@ -122,11 +121,6 @@ def interrupt(session: Session, at: int, cuts: Interruptions) -> list[dict[str, 
         rows.append({"at": at, "arm": arm, "dose": dose, "work": found.work, "inserted": found.inserted, **following})
     session.restore(moment)
     return rows
-
-
-def digest(content: Any) -> str:
-    """Of plain values, in hexadecimal."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def manifest_of(
@@ -143,11 +137,11 @@ def manifest_of(
     return {
         **asdict(settings),
         "model or calibration": calibration.digest,
-        "field": digest(field),
-        "prompt": digest(list(prompt_ids)),
+        "field": fingerprint(field),
+        "prompt": fingerprint(list(prompt_ids)),
         "chunks": chunks,
-        "text": None if given is None else digest(list(given)),
-        "interruptions": None if cuts is None else digest(plain_cuts(cuts)),
+        "text": None if given is None else fingerprint(list(given)),
+        "interruptions": None if cuts is None else fingerprint(plain_cuts(cuts)),
     }
 
 

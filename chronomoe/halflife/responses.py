@@ -20,11 +20,21 @@ import numpy as np
 
 from chronomoe.decay.entropy import mean_interval
 from chronomoe.decay.intervals import Interval
+from chronomoe.decay.series import in_order
 from chronomoe.halflife.recording import Recording
 from chronomoe.study.significance import holm, sign_flip_p
 
 HORIZONS = (1, 3, 5)
 """Chunks; those beyond what was followed are left out."""
+
+
+class Pair(NamedTuple):
+    """One moment gone on from in two ways: recording.py's rows of responses."""
+
+    prompt: str
+    row: dict[str, Any]
+    same: dict[str, Any]
+    """Without interruption."""
 
 
 class Cell(NamedTuple):
@@ -53,15 +63,13 @@ class Cell(NamedTuple):
 def responses(recordings: Sequence[Recording], followed: int) -> list[Cell]:
     """Of all interruptions, each followed for so many chunks; empty where there were none."""
     horizons = [j for j in HORIZONS if j <= followed]
-    found: dict[tuple[str, int], list[tuple[int, dict[str, Any], dict[str, Any]]]] = defaultdict(list)
-    number: dict[str, int] = {}
+    found: dict[tuple[str, int], list[Pair]] = defaultdict(list)
     for recording in recordings:
-        prompt = number.setdefault(recording.prompt, len(number))
         baseline = {row["at"]: row for row in recording.responses if row["arm"] == "none"}
         for row in recording.responses:
             same = baseline[row["at"]]
             if row["arm"] != "none" and is_sound(row) and is_sound(same):
-                found[row["arm"], row["dose"]].append((prompt, row, same))
+                found[row["arm"], row["dose"]].append(Pair(recording.prompt, row, same))
     made = Counter(
         (row["arm"], row["dose"]) for recording in recordings for row in recording.responses if row["arm"] != "none"
     )
@@ -77,13 +85,13 @@ def is_sound(row: dict[str, Any]) -> bool:
 
 def cell(
     key: tuple[str, int],
-    rows: list[tuple[int, dict[str, Any], dict[str, Any]]],
+    rows: list[Pair],
     horizons: Sequence[int],
     p: float,
     corrected_p: float,
     made: int,
 ) -> Cell:
-    prompt_S = renumbered([prompt for prompt, _, _ in rows])
+    prompt_S = in_order([prompt for prompt, _, _ in rows])
     response = {
         j: mean_interval(np.array([difference(row, same, j) for _, row, same in rows]), prompt_S) for j in horizons
     }
@@ -110,17 +118,12 @@ def difference(row: dict[str, Any], same: dict[str, Any], horizon: int) -> float
     return float(np.mean(row["P_mid"][:j]) - np.mean(same["P_mid"][:j]))
 
 
-def by_prompt(rows: list[tuple[int, dict[str, Any], dict[str, Any]]], horizon: int) -> np.ndarray:
+def by_prompt(rows: list[Pair], horizon: int) -> np.ndarray:
     """Mean difference of every prompt, [P]."""
-    of: dict[int, list[float]] = defaultdict(list)
+    of: dict[str, list[float]] = defaultdict(list)
     for prompt, row, same in rows:
         of[prompt].append(difference(row, same, horizon))
     return np.array([np.mean(values) for values in of.values()])
-
-
-def renumbered(prompts: list[int]) -> np.ndarray:
-    number: dict[int, int] = {}
-    return np.array([number.setdefault(prompt, len(number)) for prompt in prompts], dtype=np.int64)
 
 
 def sustaining_dose(cells: Sequence[Cell], arm: str, threshold: float) -> int | None:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from chronomoe.data.tokenizer import load_tokenizer
 from chronomoe.generate import load_model
 from chronomoe.halflife import __main__ as halflife
 from chronomoe.halflife.arms import neutral
-from chronomoe.halflife.pressure import INPUTS, pressure, terms
+from chronomoe.halflife.pressure import INPUTS, pressure, terms, within_texts
 from chronomoe.halflife.recording import Recording
 from chronomoe.halflife.responses import responses, sustaining_dose
 from chronomoe.session.pressures import mid
@@ -275,6 +276,23 @@ OTHERS = {
     "other passages": ["num_prompts=2"],
     "interruptions": ["doses=3"],
 }
+
+
+def test_what_moves_within_texts_is_told_from_what_differs_between_them() -> None:
+    def recording(chunks: int) -> Recording:
+        telemetry = SimpleNamespace(chunks=[SimpleNamespace(degenerate=False)] * chunks)
+        return Recording(prompt="", genre="", seed=0, telemetry=telemetry, responses=[], text="")  # type: ignore
+
+    moved = within_texts({"m": np.array([1.0, 2.0, 3.0, 11.0, 13.0])}, [recording(3), recording(0), recording(2)])
+    assert moved["m"].tolist() == [-1.0, 0.0, 1.0, -1.0, 1.0]
+
+
+def test_every_arm_is_judged_by_the_range_of_its_own_inputs(found: dict[str, Any]) -> None:
+    for model in found["models"].values():
+        ranges = {arm: facts["attainable"]["low"] for arm, facts in model["arms"].items() if "attainable" in facts}
+        assert len(ranges) >= 3
+        assert len(set(ranges.values())) == len(ranges)
+        assert model["attainable"] == model["arms"]["real"]["attainable"]
 
 
 @pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS.keys())
